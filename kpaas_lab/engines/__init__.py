@@ -1,0 +1,1 @@
+"""Where workloads run: one protocol, one module an engine."""
