@@ -1,0 +1,8 @@
+"""Fixtures that all tests share; each stands in a small module under tests/fixtures/."""
+
+import os
+
+# Two cores are shared by many processes here: one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+pytest_plugins = ["tests.fixtures.postgres"]
