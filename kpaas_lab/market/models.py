@@ -16,6 +16,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    MetaData,
     Numeric,
     String,
     Text,
@@ -44,6 +45,15 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
 class Base(DeclarativeBase):
     """Base of all tables."""
 
+    # Names that SQLite and PostgreSQL agree on, so that a later migration can alter them.
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         dt.datetime: UtcDateTime,
         dict[str, Any]: JSON,
@@ -52,7 +62,11 @@ class Base(DeclarativeBase):
 
 
 class Listing(Base):
-    """One API in the catalogue: `publisher/name`, with versions and plans."""
+    """One API in the catalogue: `publisher/name`, with versions and plans.
+
+    Attributes:
+        search_text: what a search looks through, case-folded; kept by `store.publish`.
+    """
 
     __tablename__ = "listings"
     __table_args__ = (UniqueConstraint("publisher", "name"),)
@@ -60,6 +74,7 @@ class Listing(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     publisher: Mapped[str] = mapped_column(String(255))
     name: Mapped[str] = mapped_column(String(64))
+    search_text: Mapped[str] = mapped_column(Text)
     created_at: Mapped[dt.datetime]
     withdrawn_at: Mapped[dt.datetime | None]
 
@@ -103,10 +118,22 @@ class ListingVersion(Base):
 
 
 class Plan(Base):
-    """What a subscription allows. None is no limit."""
+    """What a subscription allows. None is no limit.
+
+    A row's terms never change under those who subscribed: a publisher who changes a plan retires its row for a new one.
+    """
 
     __tablename__ = "plans"
-    __table_args__ = (UniqueConstraint("listing_id", "name"),)
+    __table_args__ = (
+        Index(
+            "one_offered_plan",
+            "listing_id",
+            "name",
+            unique=True,
+            sqlite_where=text("retired_at IS NULL"),
+            postgresql_where=text("retired_at IS NULL"),
+        ),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     listing_id: Mapped[int] = mapped_column(ForeignKey("listings.id"), index=True)
