@@ -149,19 +149,10 @@ class Plan(Base):
 
 
 class Subscription(Base):
-    """One person's right to call a listing under a plan."""
+    """One person's right to call a listing under a plan; cancelled and taken up again, it stays one row."""
 
     __tablename__ = "subscriptions"
-    __table_args__ = (
-        Index(
-            "one_active_subscription",
-            "listing_id",
-            "subscriber",
-            unique=True,
-            sqlite_where=text("cancelled_at IS NULL"),
-            postgresql_where=text("cancelled_at IS NULL"),
-        ),
-    )
+    __table_args__ = (UniqueConstraint("listing_id", "subscriber"),)
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     listing_id: Mapped[int] = mapped_column(ForeignKey("listings.id"), index=True)

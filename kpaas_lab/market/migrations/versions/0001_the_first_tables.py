@@ -88,17 +88,10 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["listing_id"], ["listings.id"], name="fk_subscriptions_listing_id_listings"),
         sa.ForeignKeyConstraint(["plan_id"], ["plans.id"], name="fk_subscriptions_plan_id_plans"),
         sa.PrimaryKeyConstraint("id", name="pk_subscriptions"),
+        sa.UniqueConstraint("listing_id", "subscriber", name="uq_subscriptions_listing_id_subscriber"),
     )
     op.create_index("ix_subscriptions_listing_id", "subscriptions", ["listing_id"], unique=False)
     op.create_index("ix_subscriptions_subscriber", "subscriptions", ["subscriber"], unique=False)
-    op.create_index(
-        "one_active_subscription",
-        "subscriptions",
-        ["listing_id", "subscriber"],
-        unique=True,
-        sqlite_where=sa.text("cancelled_at IS NULL"),
-        postgresql_where=sa.text("cancelled_at IS NULL"),
-    )
 
     op.create_table(
         "api_keys",
