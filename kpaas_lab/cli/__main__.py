@@ -1,0 +1,5 @@
+"""`python -m kpaas_lab.cli`."""
+
+from kpaas_lab.cli import main
+
+main()

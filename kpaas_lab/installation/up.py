@@ -1,0 +1,257 @@
+"""Start the platform, watch over it, and stop all of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from kpaas_lab.errors import LabError
+from kpaas_lab.i18n import _
+from kpaas_lab.installation import atomic, credentials, leftovers, lock, ports, programs, proxy, readiness, supervisor
+from kpaas_lab.installation.credentials import Credentials
+from kpaas_lab.installation.layout import Layout, open_home
+from kpaas_lab.slices import load_catalogue
+
+Say = Callable[[str], None]
+START_SECONDS = 120.0  # on a slow, cold disk
+STILL_SECONDS = 10.0  # how often a long wait says that it still waits
+TRIES = 3  # of a process, before its start is called failed
+STOP_SECONDS = 40.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the operator chose.
+
+    Attributes:
+        port: the public port; 0 is any that is free.
+        bind: the address to listen on.
+        public_url: what people open, where that isn't the address itself (behind a reverse proxy); "" otherwise.
+        database_url: the market's database as a SQLAlchemy URL; "" is SQLite in the state folder.
+    """
+
+    home: Path
+    port: int
+    bind: str
+    public_url: str
+    database_url: str
+    slices: Path
+    lang: str
+
+
+def address(options: Options, port: int) -> str:
+    """What people open, without a trailing slash."""
+    if options.public_url:
+        return options.public_url.rstrip("/")
+    host = readiness.local_host(options.bind)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class StopRequest:
+    """Ctrl-C, `kill`, or a closed terminal. Asked for a second time, the stop doesn't wait any longer."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.hurry = False
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.hurry = self.asked.is_set()
+        self.asked.set()
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Take the signals within the block."""
+        before = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Platform:
+    """One run of the platform: supervisor and what it needs to be started again."""
+
+    def __init__(self, layout: Layout, environment: Mapping[str, str], chosen: Mapping[str, int], host: str, held: int):
+        self.layout = layout
+        self.environment = environment
+        self.ports = chosen
+        self.host = host
+        self.held = held
+        self.supervisor: subprocess.Popen[bytes] | None = None
+        self.log_ends: dict[str, int] = {}
+
+    def start(self) -> None:
+        """Start supervisor, and remember where each log ends now."""
+        for name in (*programs.NAMES, "supervisor-start"):
+            log = self.layout.log(name)
+            self.log_ends[name] = log.stat().st_size if log.exists() else 0
+        self.supervisor = supervisor.start(self.layout, self.environment, self.held)
+
+    def died(self) -> bool:
+        """Whether supervisor is gone without having been asked."""
+        return self.supervisor is not None and self.supervisor.poll() is not None
+
+    def log_tail(self, name: str, lines: int = 12) -> list[str]:
+        """The last lines that a process wrote since this start."""
+        try:
+            with self.layout.log(name).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                begin = self.log_ends.get(name, 0)
+                file.seek(max(begin if begin <= size else 0, size - 20_000))  # a smaller file was rotated
+                text = file.read().decode(errors="replace")
+        except OSError:
+            return []
+        return [line for line in text.splitlines() if line.strip()][-lines:]
+
+    def check(self, waiting: set[str]) -> None:
+        """Raise where waiting longer makes no sense.
+
+        Raises:
+            LabError: supervisor ended, or a process dies again and again; with the end of its log.
+        """
+        failed = next((name for name in programs.NAMES if name in waiting and self._dies(name)), None)
+        if failed is None and self.died():
+            failed = "supervisor-start"
+        if failed:
+            raise LabError(
+                _("{name} does not start. The end of its log:").format(name=failed),
+                hint="\n  ".join(["", *self.log_tail(failed), _("Log: {path}").format(path=self.layout.log(failed))]),
+            )
+
+    def _dies(self, name: str) -> bool:
+        return supervisor.starts(self.layout, name) >= TRIES
+
+    def stop(self, say: Say, request: StopRequest) -> None:
+        """Stop all processes, then the learners' sandboxes."""
+        if self.supervisor is not None:
+            self._stop_supervisor(self.supervisor, say, request)
+        leftovers.sweep(self.layout)
+        ended = leftovers.end_sandboxes(self.layout)
+        if ended:
+            say(_("Learners' servers stopped: {names}").format(names=", ".join(sorted(ended))))
+
+    def _stop_supervisor(self, process: subprocess.Popen[bytes], say: Say, request: StopRequest) -> None:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        told = began
+        while process.poll() is None:
+            if request.hurry or time.monotonic() - began > STOP_SECONDS:
+                process.kill()  # its processes die with it
+                process.wait()
+                return
+            if time.monotonic() - told > 3:
+                told = time.monotonic()
+                left = [one.name for one in supervisor.processes(self.layout) if one.pid]
+                say(_("Still stopping: {names}. Ctrl-C once more doesn't wait.").format(names=", ".join(left)))
+            time.sleep(0.05)
+
+
+def _wait_until_ready(platform: Platform, say: Say, request: StopRequest) -> bool:
+    """Say each process as it comes; False where a stop was asked for.
+
+    Raises:
+        LabError: one doesn't start.
+    """
+    began = told = time.monotonic()
+    waiting = set(programs.NAMES)
+    while waiting or not readiness.open_to_people(platform.ports, platform.host):
+        for name in [name for name in programs.NAMES if name in waiting]:
+            if readiness.answers(name, platform.ports, platform.host):
+                waiting.discard(name)
+                say(_("{name} ready after {seconds:.1f} s").format(name=name, seconds=time.monotonic() - began))
+        platform.check(waiting)
+        now = time.monotonic()
+        if now - began > START_SECONDS:
+            raise LabError(
+                _("The platform did not answer within {seconds:.0f} s.").format(seconds=START_SECONDS),
+                hint=_("Logs: {path}").format(path=platform.layout.home / "log"),
+            )
+        if now - told > STILL_SECONDS:
+            told = now
+            names = ", ".join(sorted(waiting)) or _("the way through the proxy")
+            say(_("Still waiting after {seconds:.0f} s for: {names}").format(seconds=now - began, names=names))
+        if request.asked.wait(0.05):
+            return False
+    return True
+
+
+def _watch(platform: Platform, say: Say, request: StopRequest) -> None:
+    """Until a stop is asked for: start supervisor again where it dies.
+
+    Raises:
+        LabError: it dies again and again.
+    """
+    deaths: list[float] = []
+    while not request.asked.wait(0.5):
+        if not platform.died():
+            continue
+        deaths = [moment for moment in deaths if time.monotonic() - moment < 60] + [time.monotonic()]
+        if len(deaths) > TRIES:
+            platform.check(set())
+        say(_("The supervisor was ended from outside; starting everything again."))
+        leftovers.sweep(platform.layout)
+        platform.start()
+        if _wait_until_ready(platform, say, request):
+            say(_("Everything answers again."))
+
+
+def _write_proxy_files(layout: Layout, options: Options, chosen: Mapping[str, int]) -> None:
+    atomic.write(layout.proxy_config, proxy.as_yaml(proxy.static_config(options.bind, chosen, layout.proxy_routes)))
+    # The hub makes the routes anew at each start; Traefik needs the file to be there.
+    atomic.write(layout.proxy_routes, "")
+
+
+def run(options: Options, say: Say, opened: Callable[[str, Layout, Credentials, bool], None]) -> None:
+    """Start everything, stay until a stop is asked for, stop everything.
+
+    Args:
+        options: the operator's choices.
+        say: takes one line for each step.
+        opened: called with the address, the state folder, the secrets, and whether these are new, once all answers.
+
+    Raises:
+        LabError: it can't start; whatever had started is stopped again.
+        OSError: the state folder couldn't be written.
+    """
+    load_catalogue(options.slices)
+    layout = open_home(options.home)
+    held = lock.acquire(layout)
+    request = StopRequest()
+    try:
+        with request.listening():
+            leftovers.sweep(layout)
+            secrets, new = credentials.load_or_make(layout.secrets)
+            chosen = ports.allocate(layout.ports, options.bind, options.port)
+            url = address(options, chosen["public"])
+            lock.announce(layout, url)
+            _write_proxy_files(layout, options, chosen)
+            environment = programs.base_environment(
+                os.environ, layout, chosen, public_url=url, database_url=options.database_url, slices=options.slices,
+                lang=options.lang,
+            )  # fmt: skip
+            platform = Platform(layout, environment, chosen, readiness.local_host(options.bind), held)
+            say(_("State folder: {home}").format(home=layout.home))
+            try:
+                platform.start()
+                if _wait_until_ready(platform, say, request):
+                    opened(url, layout, secrets, new)
+                    _watch(platform, say, request)
+                say(_("Stopping …"))
+            finally:
+                platform.stop(say, request)
+            say(_("Everything is stopped."))
+    finally:
+        layout.running.unlink(missing_ok=True)
+        os.close(held)
