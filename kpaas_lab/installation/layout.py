@@ -12,8 +12,6 @@ from kpaas_lab.errors import SettingsError
 from kpaas_lab.i18n import _
 
 NEEDED_FREE_MIB = 200  # to start at all: databases, logs, one learner's first files
-# A Unix socket's address has 107 bytes; supervisor appends a dot and its process number while it makes one.
-LONGEST_SOCKET = 107 - len(".4194304")
 FOLDERS = ("run", "run/sandboxes", "run/starts", "log", "proxy", "hub", "market", "api/spool", "learners")
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -104,14 +102,6 @@ def _check_path(home: Path) -> None:
     if not str(home).isprintable():
         raise SettingsError(
             _("The path of the state folder has control characters in it."), hint=_("Choose another with --home.")
-        )
-    socket = os.fsencode(Layout(home).supervisor_socket)
-    if len(socket) > LONGEST_SOCKET:
-        raise SettingsError(
-            _("The path of the state folder is too long: {home}.").format(home=home),
-            hint=_(
-                "It can have {count} bytes at most, because sockets are kept in it. Choose another with --home."
-            ).format(count=LONGEST_SOCKET - len("/run/supervisor.sock")),
         )
 
 

@@ -36,8 +36,16 @@ def sweep(layout: Layout) -> list[str]:
     return names
 
 
+def learners(layout: Layout) -> tuple[str, ...]:
+    """Who has a server that runs."""
+    from hub_config import sandbox
+
+    records = [record for path in layout.sandboxes.glob("*.json") if (record := sandbox.load(path))]
+    return tuple(sorted(record.name for record in records if sandbox.poll(record) is None))
+
+
 def end_sandboxes(layout: Layout) -> list[str]:
     """End all learners' servers; the learners' names."""
-    from hub_config.sandbox import stop_all
+    from hub_config import sandbox
 
-    return list(stop_all(layout.home))
+    return sandbox.stop_all(layout.home)

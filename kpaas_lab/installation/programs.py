@@ -6,7 +6,6 @@ stands in supervisor's configuration), ties its life to supervisor's, and become
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 from kpaas_lab.installation import credentials, proxy
 from kpaas_lab.installation.credentials import Credentials
 from kpaas_lab.installation.layout import PACKAGE, Layout, slices_file
+from kpaas_lab.installation.tether import die_with_parent
 
 NAMES = ("proxy", "hub", "market", "api")
 SERVICES = ("market", "api")
@@ -26,7 +26,6 @@ MARK = "KPAAS_LAB_SUPERVISED_HOME"
 # What a person's environment may tell the platform. The rest (their Jupyter, Python and cloud settings) stays theirs.
 KEPT = frozenset({"PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR", "USER", "LOGNAME", "LD_LIBRARY_PATH"})
 KEPT_PREFIXES = ("LC_", "SSL_CERT_", "CUDA_", "NVIDIA_", "KPAAS_LAB_")
-PR_SET_PDEATHSIG = 1
 
 
 def base_environment(
@@ -133,15 +132,6 @@ def command(name: str, layout: Layout) -> list[str]:
     if name == "proxy":
         return [str(proxy.program()), f"--configfile={layout.proxy_config}"]
     return commands[name]
-
-
-def die_with_parent(death: int) -> None:
-    """Get a signal when the parent dies, by prctl(2): a killed supervisor leaves nothing behind."""
-    parent = os.getppid()
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, death, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
-    if os.getppid() != parent:  # it died a moment ago
-        os.kill(os.getpid(), death)
 
 
 def main(name: str) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import os
+import socket
 import subprocess
 import sys
 import time
 import xmlrpc.client
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kpaas_lab.installation import atomic, programs
@@ -19,9 +22,10 @@ GROUP = "lab"
 PATIENCE = {"proxy": 5, "hub": 10, "market": 10, "api": 15}
 
 _HEAD = """\
-; Written by `kpaas-lab up` at each start. %(here)s and %(ENV_...)s keep odd paths out of this syntax.
+; Written by `kpaas-lab up` at each start. Paths are relative to the state folder, where supervisor starts, so that no
+; odd character of its name can break this syntax, nor its length a socket's address.
 [unix_http_server]
-file=%(here)s/supervisor.sock
+file=/proc/self/cwd/run/supervisor.sock
 chmod=0700
 
 [rpcinterface:supervisor]
@@ -30,10 +34,10 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 [supervisord]
 nodaemon=true
 silent=true
-logfile=%(here)s/../log/supervisor.log
+logfile=log/supervisor.log
 logfile_maxbytes=5MB
 logfile_backups=3
-pidfile=%(here)s/supervisord.pid
+pidfile=run/supervisord.pid
 umask=077
 """
 
@@ -48,7 +52,7 @@ stopasgroup=true
 killasgroup=true
 stopwaitsecs={patience}
 redirect_stderr=true
-stdout_logfile=%(here)s/../log/{name}.log
+stdout_logfile=log/{name}.log
 stdout_logfile_maxbytes=10MB
 stdout_logfile_backups=5
 """
@@ -84,20 +88,22 @@ class Process:
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=5)
         self.path = path
 
     def connect(self) -> None:
-        import socket
-
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
+        folder = os.open(self.path.parent, os.O_PATH | os.O_DIRECTORY)
+        try:  # an address of a socket has 107 bytes at most, a path may have more
+            self.sock.connect(f"/proc/self/fd/{folder}/{self.path.name}")
+        finally:
+            os.close(folder)
 
 
 class _UnixTransport(xmlrpc.client.Transport):
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
 
@@ -116,7 +122,7 @@ def start(layout: Layout, environment: Mapping[str, str], lock: int) -> subproce
             [sys.executable, "-P", "-m", "kpaas_lab.installation.programs", "supervisor"],
             env=dict(environment), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for `up` alone, which stops things in order
-            pass_fds=(lock,), cwd=layout.run,
+            pass_fds=(lock,), cwd=layout.home,
         )  # fmt: skip
 
 
@@ -129,8 +135,11 @@ def starts(layout: Layout, name: str) -> int:
 
 
 def processes(layout: Layout) -> tuple[Process, ...]:
-    """What supervisor says of each process; nothing where supervisor doesn't answer."""
-    server = xmlrpc.client.ServerProxy("http://localhost", transport=_UnixTransport(str(layout.supervisor_socket)))
+    """What supervisor says of each process; nothing where supervisor doesn't answer.
+
+    Being asked also wakes it: by itself it looks for what is to be started or has ended once a second.
+    """
+    server = xmlrpc.client.ServerProxy("http://localhost", transport=_UnixTransport(layout.supervisor_socket))
     try:
         answer: Any = server.supervisor.getAllProcessInfo()
     except (OSError, xmlrpc.client.Error, http.client.HTTPException):

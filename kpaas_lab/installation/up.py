@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
-from kpaas_lab.errors import LabError
+from kpaas_lab.errors import LabError, SettingsError
 from kpaas_lab.i18n import _
 from kpaas_lab.installation import atomic, credentials, leftovers, lock, ports, programs, proxy, readiness, supervisor
 from kpaas_lab.installation.credentials import Credentials
@@ -47,10 +48,36 @@ class Options:
     lang: str
 
 
+def check_public_url(url: str) -> str:
+    """An address that people can open, without a trailing slash; "" is none.
+
+    Raises:
+        SettingsError: not `http(s)://host[:port]`.
+
+    Example:
+        >>> check_public_url("https://lab.example.org/")
+        'https://lab.example.org'
+    """
+    parts = urlsplit(url)
+    try:
+        usable = not url or (
+            parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+            and not any((parts.path.strip("/"), parts.query, parts.fragment, parts.username))
+        )  # fmt: skip
+    except ValueError:  # a port that is none
+        usable = False
+    if not usable:
+        raise SettingsError(
+            _("{url!r} can't be the public address.").format(url=url[:200]),
+            hint=_("It is http:// or https://, a host, and a port if it isn't the usual one: https://lab.example.org"),
+        )
+    return url.rstrip("/")
+
+
 def address(options: Options, port: int) -> str:
     """What people open, without a trailing slash."""
     if options.public_url:
-        return options.public_url.rstrip("/")
+        return options.public_url
     host = readiness.local_host(options.bind)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -151,9 +178,9 @@ class Platform:
                 process.kill()  # its processes die with it
                 process.wait()
                 return
+            left = [one.name for one in supervisor.processes(self.layout) if one.pid]
             if time.monotonic() - told > 3:
                 told = time.monotonic()
-                left = [one.name for one in supervisor.processes(self.layout) if one.pid]
                 say(_("Still stopping: {names}. Ctrl-C once more doesn't wait.").format(names=", ".join(left)))
             time.sleep(0.05)
 
@@ -171,6 +198,7 @@ def _wait_until_ready(platform: Platform, say: Say, request: StopRequest) -> boo
             if readiness.answers(name, platform.ports, platform.host):
                 waiting.discard(name)
                 say(_("{name} ready after {seconds:.1f} s").format(name=name, seconds=time.monotonic() - began))
+        supervisor.processes(platform.layout)
         platform.check(waiting)
         now = time.monotonic()
         if now - began > START_SECONDS:
