@@ -1,0 +1,388 @@
+"""A learner's server in a sandbox: start it, find it again, stop it. It outlives the hub, and dies whole.
+
+What protects what is in ARCHITECTURE.md; the view of the file system in bubblewrap.py; what the inside gives up in
+confine.py; the sandbox's first process, which also keeps it within its memory, in sandbox_init.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hub_config import bubblewrap
+from hub_config.confine import Limits
+from hub_config.homes import own, place_tree
+from hub_config.sandbox_init import Lines
+from kpaas_lab.errors import AlreadyExistsError, EngineUnavailableError, SettingsError
+from kpaas_lab.i18n import _
+from kpaas_lab.slices import SliceProfile
+
+if TYPE_CHECKING:
+    from hub_config.warm import WarmPool
+
+__all__ = ["Record", "Sandbox", "limits", "load", "place_tree", "poll", "start", "stop", "stop_all"]
+
+# One that a passwd file and a path can hold.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,62}")
+CPU_SECONDS = 7 * 24 * 3600
+FILE_SIZE = 32 << 30
+OPEN_FILES = 4096
+SETUP_SECONDS = 20.0
+UNKNOWN_EXIT = 1
+
+# Bubblewrap processes that this process started, so that their ends are waited for.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A sandbox that was started; a small JSON file.
+
+    Attributes:
+        pid: of the sandbox's first process, as seen from outside.
+        start_time: of that process, in clock ticks since boot: with the pid it names one process only.
+        name: the learner's.
+        path: where the record is kept.
+    """
+
+    pid: int
+    start_time: int
+    name: str
+    path: Path
+
+    @property
+    def status(self) -> Path:
+        """Where bubblewrap writes the exit code."""
+        return self.path.with_suffix(".status")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """What to run, where and within which limits.
+
+    Attributes:
+        name: the learner's; their home is /home/<name> inside.
+        home: their home outside; made if it isn't there.
+        profile: the slice, whose limits hold for the whole sandbox.
+        env: the whole environment of the command; nothing of the caller's is added.
+        command: program and arguments, as seen inside.
+        record: `<KPAAS_LAB_HOME>/run/sandboxes/<name>.json`.
+        log: where the command's output goes.
+        warm: a pool to fork the command from; None to exec it.
+    """
+
+    name: str
+    home: Path
+    profile: SliceProfile
+    env: Mapping[str, str]
+    command: Sequence[str]
+    record: Path
+    log: Path
+    warm: WarmPool | None = None
+    readable: Sequence[Path] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name) or self.name in {"root", "nobody"}:
+            raise SettingsError(
+                _("{name!r} can't be the name of a learner's home.").format(name=self.name[:80]),
+                hint=_("Use 1 to 63 letters, digits and . _ @ + -, for example 'ann'."),
+            )
+
+    @property
+    def state(self) -> Path:
+        """KPAAS_LAB_HOME, of which nothing but the home may be seen."""
+        return self.record.parent.parent.parent
+
+
+def limits(profile: SliceProfile, name: str, cores: Sequence[int]) -> Limits:
+    """A slice as the limits of its sandbox.
+
+    Args:
+        profile: the slice.
+        name: the learner's; learners with less than all cores are spread over them by it.
+        cores: the cores of this machine that the platform may use.
+    """
+    memory = profile.memory_mib << 20
+    wanted = math.ceil(profile.cpus)
+    first = sum(name.encode()) % len(cores)
+    chosen = sorted((*cores[first:], *cores[:first])[:wanted]) if wanted < len(cores) else []
+    gpu = profile.gpu_memory_mib > 0
+    return Limits(
+        memory=memory,
+        # One process alone may reserve more than it can use: torch and threads do. A GPU's driver reserves everything.
+        data=0 if gpu else 2 * memory + (2 << 30),
+        processes=profile.processes,
+        file_size=FILE_SIZE,
+        open_files=OPEN_FILES,
+        cpu_seconds=CPU_SECONDS,
+        cpus=chosen,
+        shared_memory_files=gpu,
+    )
+
+
+def start(sandbox: Sandbox) -> Record:
+    """Start it. The record is on disk before anything of the learner's runs.
+
+    Raises:
+        AlreadyExistsError: a sandbox of this record is running.
+        SettingsError: sandboxes can't be made on this machine, or the home can't be used.
+        EngineUnavailableError: bubblewrap failed; the message ends with what it said.
+    """
+    running = load(sandbox.record)
+    if running and poll(running) is None:
+        raise AlreadyExistsError(
+            _("{name!r} has a sandbox already.").format(name=sandbox.name), hint=_("Stop that server first.")
+        )
+    mode = bubblewrap.mode()
+    uid, gid = own(sandbox.home, sandbox.name)
+    sandbox.record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    sandbox.log.parent.mkdir(parents=True, exist_ok=True)
+    with _Wires(sandbox) as wires, _memory_files(_texts(sandbox.name, uid, gid)) as files:
+        settings = {
+            "control": wires.inner.fileno(),
+            "output": wires.output,
+            "write_output": wires.write_output,
+            "log": wires.log,
+            "uid": uid,
+            "gid": gid,
+            "limits": limits(sandbox.profile, sandbox.name, sorted(os.sched_getaffinity(0))),
+            "events": f"/home/{sandbox.name}/.kpaas-lab/events.log",
+        }
+        words = bubblewrap.arguments(_view(sandbox, uid, gid, files), mode, exists=bubblewrap.top_folders())
+        child = subprocess.Popen(
+            [bubblewrap.program(), *wires.options(), *words, "--", *_first_process(settings)],
+            stdin=subprocess.DEVNULL,
+            stdout=wires.log,
+            stderr=wires.log,
+            env={"LANG": "C.UTF-8"},
+            cwd="/",
+            pass_fds=[*wires.of_the_child(), *files.values()],
+            start_new_session=True,
+        )
+        wires.close_inner()
+        return _begin(sandbox, child, wires, settings)
+
+
+class _Wires:
+    """The descriptors between this process, bubblewrap and the sandbox's first process."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        new = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self.log = os.open(sandbox.log, new | os.O_APPEND, 0o600)
+        self.status = os.open(sandbox.record.with_suffix(".status"), new | os.O_TRUNC, 0o600)
+        self.channel, self.inner = socket.socketpair()
+        self.output, self.write_output = os.pipe()
+        self.told, self.info = os.pipe()
+
+    def __enter__(self) -> _Wires:
+        return self
+
+    def of_the_child(self) -> list[int]:
+        """What bubblewrap and the first process use."""
+        return [self.log, self.status, self.inner.fileno(), self.output, self.write_output, self.info]
+
+    def options(self) -> list[str]:
+        """How bubblewrap is told where to report."""
+        return ["--info-fd", str(self.info), "--json-status-fd", str(self.status)]
+
+    def close_inner(self) -> None:
+        """Close what only the child may hold open, so that its end is seen as an end of file."""
+        self.inner.close()
+        os.close(self.info)
+        self.info = -1
+
+    def __exit__(self, *_exception: object) -> None:
+        self.channel.close()
+        self.inner.close()
+        for descriptor in (self.log, self.status, self.output, self.write_output, self.told, self.info):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def _begin(sandbox: Sandbox, child: subprocess.Popen[bytes], wires: _Wires, settings: Mapping[str, Any]) -> Record:
+    """Wait until the sandbox stands, record it, and let it run."""
+    lines = Lines(wires.channel)
+    pid = _first_pid(wires.told)
+    started = _start_time(pid) if pid else None
+    ready = _ready(lines) if started else False
+    if pid is None or started is None or not ready:
+        if pid and started:
+            _kill(pid, started)
+        child.kill()
+        child.wait()
+        tail = sandbox.log.read_text(errors="replace")[-500:].strip()
+        raise EngineUnavailableError(
+            _("The sandbox of {name!r} did not start: {why}").format(name=sandbox.name, why=tail or "?"),
+            hint=_("`kpaas-lab doctor` says what this machine can do."),
+        )
+    record = Record(pid, started, sandbox.name, sandbox.record)
+    _save(record)
+    _children[pid] = child
+    order = {"command": list(sandbox.command), "env": dict(sandbox.env), "workdir": f"/home/{sandbox.name}"}
+    joining = bool(sandbox.warm and sandbox.warm.ready())
+    lines.write({**order, "join": joining})
+    if joining and sandbox.warm:
+        sandbox.warm.join(pid, wires.channel, wires.write_output, {**order, **settings})
+    return record
+
+
+def _ready(lines: Lines) -> bool:
+    try:
+        return lines.read(SETUP_SECONDS) is not None
+    except OSError:
+        return False
+
+
+def _texts(name: str, uid: int, gid: int) -> dict[str, str]:
+    return bubblewrap.made_files(name, uid, gid, bubblewrap.hosts())
+
+
+def _view(sandbox: Sandbox, uid: int, gid: int, files: Mapping[str, int]) -> bubblewrap.View:
+    pipe = sandbox.env.get("CUDA_MPS_PIPE_DIRECTORY")
+    return bubblewrap.View(
+        name=sandbox.name,
+        home=sandbox.home,
+        uid=uid,
+        gid=gid,
+        profile=sandbox.profile,
+        readable=[*bubblewrap.readable_here(), *sandbox.readable],
+        hidden=sandbox.state.resolve(),
+        files=files,
+        mps_pipe=Path(pipe) if pipe else None,
+    )
+
+
+def _first_process(settings: Mapping[str, Any]) -> list[str]:
+    interpreter = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    code = f"import sys; sys.path.insert(0, {str(bubblewrap.ROOT)!r})\n"
+    code += "from hub_config.sandbox_init import main; sys.exit(main(sys.argv[1]))"
+    return [interpreter, "-I", "-S", "-B", "-c", code, json.dumps(settings)]
+
+
+@contextlib.contextmanager
+def _memory_files(contents: Mapping[str, str]) -> Iterator[dict[str, int]]:
+    """Each text in an open file of no name, at its beginning."""
+    files: dict[str, int] = {}
+    try:
+        for path, text in contents.items():
+            files[path] = os.memfd_create("kpaas-lab", os.MFD_CLOEXEC)
+            os.write(files[path], text.encode())
+            os.lseek(files[path], 0, os.SEEK_SET)
+        yield files
+    finally:
+        for descriptor in files.values():
+            os.close(descriptor)
+
+
+def _first_pid(told: int) -> int | None:
+    """The pid that bubblewrap tells; None when it failed before."""
+    text = b""
+    while select.select([told], [], [], SETUP_SECONDS)[0] and (part := os.read(told, 4096)):
+        text += part
+    try:
+        return int(json.loads(text)["child-pid"])
+    except (ValueError, KeyError):
+        return None
+
+
+def _start_time(pid: int) -> int | None:
+    """Clock ticks since boot (proc(5), stat, field 22); None for no such process or one that has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _save(record: Record) -> None:
+    """Whole or not at all, and on the disk."""
+    temporary = record.path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        json.dump({"pid": record.pid, "start_time": record.start_time, "name": record.name}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(record.path)
+
+
+def load(path: Path) -> Record | None:
+    """The record in that file; None where there is none that can be read."""
+    try:
+        stored = json.loads(path.read_text())
+        return Record(int(stored["pid"]), int(stored["start_time"]), str(stored["name"]), path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def poll(record: Record) -> int | None:
+    """None while it runs; then its exit code, as a shell counts (128 + signal), 1 where nobody knows it."""
+    child = _children.get(record.pid)
+    if _start_time(record.pid) == record.start_time:
+        return None
+    if child is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=1)
+            del _children[record.pid]
+    return _exit_code(record.status)
+
+
+def _exit_code(status: Path) -> int:
+    try:
+        lines = [json.loads(line) for line in status.read_text().splitlines()]
+        return next(int(line["exit-code"]) for line in lines if "exit-code" in line)
+    except (OSError, ValueError, StopIteration):
+        return UNKNOWN_EXIT
+
+
+def _kill(pid: int, start_time: int, number: int = signal.SIGKILL, wait: float = 10.0) -> bool:
+    """Signal exactly that process and wait for its end; whether it has ended."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if _start_time(pid) != start_time:
+            return True
+        signal.pidfd_send_signal(descriptor, number)
+        return bool(select.select([descriptor], [], [], wait)[0])
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def stop(record: Record, grace: float) -> None:
+    """End it and everything in it: SIGTERM to the server, SIGKILL to all after `grace` seconds. Idempotent."""
+    if not _kill(record.pid, record.start_time, signal.SIGTERM, wait=grace):
+        _kill(record.pid, record.start_time)
+    poll(record)
+    record.path.unlink(missing_ok=True)
+
+
+def stop_all(home: Path, grace: float = 10.0) -> list[str]:
+    """End every sandbox of an installation, all at once; the names of those that ran.
+
+    Args:
+        home: KPAAS_LAB_HOME.
+        grace: seconds for all of them together.
+    """
+    records = [record for path in sorted((home / "run" / "sandboxes").glob("*.json")) if (record := load(path))]
+    running = [record for record in records if poll(record) is None]
+    for record in running:
+        _kill(record.pid, record.start_time, signal.SIGTERM, wait=0)
+    deadline = time.monotonic() + grace
+    for record in records:
+        stop(record, max(0.0, deadline - time.monotonic()))
+    return [record.name for record in running]
