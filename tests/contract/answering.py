@@ -1,4 +1,4 @@
-"""A Service for tests: answers GET /ready with 200, /pid with its process id, /die by exiting. Standard library only."""
+"""A Service for tests: GET /ready answers 200, /pid its process id, /die exits. Standard library only."""
 
 import http.server
 import os
