@@ -1,0 +1,265 @@
+"""How a learner's server is started, found again and stopped: on one machine, in a sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jupyterhub.spawner import Spawner, SpawnException  # type: ignore[import-untyped]
+from traitlets import Any as AnyTrait
+from traitlets import Float, Integer, Unicode
+
+from hub_config import course_folder, ports, sandbox
+from hub_config.admission import Promised, Turns
+from hub_config.homes import own
+from hub_config.language import both, t
+from hub_config.profiles import Holding, Machine, choices, chosen, gpu_for
+from hub_config.server_environment import JUPYTER_CONFIG, environment
+from hub_config.slice_cards import cards
+from kpaas_lab.errors import EngineError, LabError, UnknownSliceError, http_status
+from kpaas_lab.i18n import COOKIE, N_, _, negotiate, use_language
+from kpaas_lab.slices import SliceCapacity
+
+# (progress in percent, what is being done); the queue comes before all of them.
+STAGES = {
+    "home": (15, N_("Preparing your home and the course folder")),
+    "sandbox": (30, N_("Starting your sandbox")),
+    "lab": (55, N_("Starting JupyterLab")),
+}
+
+
+class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no types
+    """Runs a learner's server in a sandbox of this machine (`sandbox.py`); it outlives the hub.
+
+    A start waits its turn (`Turns`) instead of being refused; memory and GPUs are promised once (`Promised`).
+    """
+
+    promised: ClassVar[Promised] = Promised()
+    turns: ClassVar[Turns] = Turns(2)
+
+    state_home = Unicode(config=True, help="The state folder (KPAAS_LAB_HOME).")
+    catalogue = AnyTrait((), config=True, help="The slices: a tuple of SliceProfile.")
+    machine = AnyTrait(Machine(memory_mib=4096), config=True, help="What is shared: a Machine.")
+    sandbox_environment = AnyTrait({}, config=True, help="Variables that every sandbox gets.")
+    readable = AnyTrait((), config=True, help="Files and folders that every sandbox may read.")
+    starts_at_once = Integer(2, config=True, help="Servers that start side by side; others wait their turn.")
+    launch_timeout = Float(120, config=True, help="Seconds from a start's turn until the server answers.")
+    grace = Float(10, config=True, help="Seconds a server has to stop by itself.")
+
+    record: sandbox.Record | None = None
+    holding: Holding | None = None
+    stage = ""
+    _starting: asyncio.Task[Any] | None = None
+
+    # The choice
+
+    def available(self) -> tuple[SliceCapacity, ...]:
+        """What this learner may choose now."""
+        groups = {group.name for group in self.user.groups}
+        return choices(self.catalogue, groups, self.machine, self.promised.others(self._log_name))
+
+    def _options_form_default(self) -> Any:
+        return lambda spawner: str(cards(spawner.available(), spawner.orm_spawner.user_options or {}))
+
+    def _options_from_form_default(self) -> Any:
+        return self._checked_form
+
+    def _checked_form(self, form: dict[str, list[str]]) -> dict[str, str]:
+        """The form's fields as options: checked now, so that the page can say what is wrong, and again at the start."""
+        options = {key: values[0] if len(values) == 1 else values for key, values in form.items() if key != "_xsrf"}
+        self._choose(options)
+        return options  # type: ignore[return-value]
+
+    def options_from_query(self, query_data: dict[str, list[str]]) -> dict[str, str]:
+        """Options of a link such as `/hub/spawn?opt-slice=cpu`: as those of the form."""
+        return self._checked_form(query_data)
+
+    def _choose(self, options: dict[str, Any]) -> SliceCapacity:
+        """The slice that the options name, or a refusal in both languages."""
+        try:
+            return chosen(options, self.available())
+        except LabError as error:
+            raise self._refusal(options, error) from error
+
+    def _refusal(self, options: dict[str, Any], error: LabError) -> SpawnException:
+        def why() -> str:
+            try:
+                chosen(options, self.available())
+            except LabError as again:
+                return str(again)
+            return str(error)
+
+        with use_language("en"):
+            english = why()
+        with use_language(self._language()):
+            message = why()
+        status = 400 if isinstance(error, UnknownSliceError) else http_status(error)
+        return SpawnException(
+            message, reason=error.code, log_message=english, message_html=str(both(why)), status_code=status
+        )
+
+    def _language(self) -> str:
+        if self.handler is None:
+            return "en"
+        return negotiate(self.handler.request.headers.get("Accept-Language", ""), self.handler.get_cookie(COOKIE, ""))
+
+    # Paths
+
+    @property
+    def _home(self) -> Path:
+        return Path(self.state_home, "learners", self.user.name)
+
+    @property
+    def _record_path(self) -> Path:
+        return Path(self.state_home, "run", "sandboxes", f"{self.user.name}.json")
+
+    @property
+    def _log_path(self) -> Path:
+        return Path(self.state_home, "log", "learners", f"{self.user.name}.log")
+
+    # Start, poll, stop
+
+    async def start(self) -> tuple[str, int]:
+        """Wait for a turn, start the sandbox, and return when its server answers.
+
+        Raises:
+            SpawnException: the options are refused, or the server didn't come up; in both languages.
+        """
+        profile = self._choose(self.user_options).profile
+        self.holding = Holding(profile, gpu_for(profile, self.machine, self.promised.others(self._log_name)))
+        self.promised.hold(self._log_name, self.holding)
+        language = self._language()
+        self._starting = asyncio.current_task()
+        self.turns.at_once = self.starts_at_once
+        try:
+            async with self.turns.turn(self._log_name):
+                self.stage = "home"
+                await asyncio.to_thread(self._prepare_home)
+                self.stage = "sandbox"
+                self.port = ports.free_port()
+                wanted = self._sandbox(self.holding, language)
+                self.record = await asyncio.to_thread(sandbox.start, wanted)
+                self.stage = "lab"
+                await self._until_it_answers()
+        except (LabError, OSError) as error:
+            self.log.error("The sandbox of %s did not start: %s", self._log_name, error)
+            raise self._failed_start(error) from error
+        finally:
+            self.stage, self._starting = "", None
+        return "127.0.0.1", self.port
+
+    def _failed_start(self, error: Exception) -> SpawnException:
+        what = N_("Your server could not be started: {reason}")
+        return SpawnException(
+            _(what).format(reason=error), reason="sandbox", message_html=str(t(what, reason=error)), status_code=500
+        )
+
+    def _prepare_home(self) -> None:
+        """The home, and what of the courses isn't there yet; the server of a hub that died half-way is ended first."""
+        left = sandbox.load(self._record_path)
+        if left is not None and sandbox.poll(left) is None:
+            sandbox.stop(left, self.grace)
+        for folder in (self._record_path.parent, self._log_path.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        uid, _gid = own(self._home, self.user.name)
+        cache = Path(self.state_home, "hub", "courses")
+        for course in course_folder.courses():
+            view = course_folder.release_view(course, cache)
+            sandbox.place_tree(view, self._home, f"courses/{course.name}", uid)
+
+    def _sandbox(self, holding: Holding, language: str) -> sandbox.Sandbox:
+        return sandbox.Sandbox(
+            name=self.user.name,
+            home=self._home,
+            profile=holding.profile,
+            env={**self.get_env(), **environment(self.user.name, holding, language), **self.sandbox_environment},
+            command=(sys.executable, "-m", "jupyterhub.singleuser"),
+            record=self._record_path,
+            log=self._log_path,
+            readable=(JUPYTER_CONFIG, *map(Path, self.readable)),
+        )
+
+    async def _until_it_answers(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.launch_timeout
+        while not await ports.accepts(self.port):
+            if await self.poll() is not None:
+                raise EngineError(
+                    _("JupyterLab ended before it answered."), hint=_("Try again, or tell your operator.")
+                )
+            if loop.time() > deadline:
+                raise EngineError(
+                    _("JupyterLab did not answer in {seconds:.0f} s.").format(seconds=self.launch_timeout),
+                    hint=_("Try again, or tell your operator."),
+                )
+            await asyncio.sleep(0.1)
+        # Another learner's program could have taken the port in the meantime, and would be shown this one's cookies.
+        if not await asyncio.to_thread(ports.belongs, self.port, self.record.pid if self.record else 0):
+            raise EngineError(
+                _("Port {port} was taken by something else.").format(port=self.port), hint=_("Try again.")
+            )
+
+    async def poll(self) -> int | None:
+        """None while it runs (or starts), else its exit status."""
+        if self.record is not None:
+            return await asyncio.to_thread(sandbox.poll, self.record)
+        return None if self._starting else 0
+
+    async def stop(self, now: bool = False) -> None:
+        """End the server and everything in its sandbox; a start that waits or works is given up."""
+        if self._starting is not None:
+            self._starting.cancel()
+        if self.record is not None:
+            await asyncio.to_thread(sandbox.stop, self.record, 0 if now else self.grace)
+
+    # Across a restart of the hub
+
+    def get_state(self) -> dict[str, Any]:
+        """What the hub's database keeps of a running server."""
+        state: dict[str, Any] = super().get_state()
+        if self.record is not None and self.holding is not None:
+            state |= {"slice": self.holding.profile.name, "gpu": self.holding.gpu}
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Find the sandbox again that an earlier hub started."""
+        super().load_state(state)
+        if "slice" not in state:
+            return
+        self.record = sandbox.load(self._record_path)
+        profile = next((entry for entry in self.catalogue if entry.name == state["slice"]), None)
+        if self.record is not None and profile is not None:
+            self.holding = Holding(profile, state.get("gpu"))
+            self.promised.hold(self._log_name, self.holding)
+
+    def clear_state(self) -> None:
+        """The server has ended: what it held is free."""
+        super().clear_state()
+        self.record = self.holding = None
+        self.promised.release(self._log_name)
+
+    # Progress
+
+    async def progress(self) -> AsyncIterator[dict[str, Any]]:
+        """Each change of the place in the queue or of the step, in both languages."""
+        last = None
+        while True:
+            event = self._progress_event()
+            if event is not None and event != last:
+                last = event
+                yield event
+            await asyncio.sleep(0.2)
+
+    def _progress_event(self) -> dict[str, Any] | None:
+        place = self.turns.place(self._log_name)
+        if place:
+            percent, words = 5, t(N_("Waiting for your turn. Place in the queue: {place}"), place=place)
+        elif self.stage:
+            percent, message = STAGES[self.stage]
+            words = t(message)
+        else:
+            return None
+        return {"progress": percent, "message": words.striptags(), "html_message": str(words)}
