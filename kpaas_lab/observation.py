@@ -13,7 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from kpaas_lab.i18n import N_, _
-from kpaas_lab.slices import SliceProfile
+from kpaas_lab.slices import Isolation, SliceCapacity, SliceProfile
+from kpaas_lab.texttable import plain_table
 
 MIB = 2**20
 _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
@@ -67,7 +68,7 @@ class Comparison:
         return Verdict.UNLIMITED if self.observed > self.promised * 1.02 else Verdict.AS_PROMISED
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SliceCheck:
     """A slice seen from inside it."""
 
@@ -93,10 +94,68 @@ class SliceCheck:
             for item in self.comparisons
         ]
 
+    def __repr__(self) -> str:
+        return f"{self.profile.name}: {self.profile.title}\n{plain_table(self.header(), self.rows())}"
+
     @staticmethod
     def header() -> list[str]:
         """The table's first line."""
         return [_("resource"), _("promised"), _("observed"), _("verdict")]
+
+
+class SliceTable(tuple[SliceCapacity, ...]):
+    """The slices of this installation: a sequence of `SliceCapacity` that prints as a table."""
+
+    __slots__ = ()
+
+    def rows(self) -> list[list[str]]:
+        """What a table shows, a line for each slice."""
+        return [
+            [
+                profile.name,
+                _("{cpus:g} CPU").format(cpus=profile.cpus),
+                _mib(profile.memory_mib),
+                _mib(profile.gpu_memory_mib) if profile.gpu_memory_mib else "-",
+                isolation_in_words(profile.isolation),
+                f"{entry.free} / {entry.total}",
+                _("{price:g} an hour").format(price=profile.price_per_hour) if profile.price_per_hour else _("free of charge"),
+            ]
+            for entry in self
+            for profile in [entry.profile]
+        ]
+
+    @staticmethod
+    def header() -> list[str]:
+        """The table's first line."""
+        return [
+            _("slice"),
+            _("cores"),
+            _("memory"),
+            _("GPU memory"),
+            _("isolation"),
+            _("free now / total"),
+            _("price"),
+        ]
+
+    def __repr__(self) -> str:
+        return plain_table(self.header(), self.rows())
+
+
+def isolation_in_words(isolation: Isolation) -> str:
+    """What keeps a slice from the others; never more than it does.
+
+    Example:
+        >>> isolation_in_words(Isolation.NONE)
+        'none'
+    """
+    return {
+        Isolation.HARDWARE: _("hardware: memory, compute, faults"),
+        Isolation.DEVICE: _("the whole device"),
+        Isolation.MEMORY: _("memory and threads, not faults"),
+        Isolation.COOPERATIVE: _("cooperative: can be turned off"),
+        Isolation.NONE: _("none"),
+        Isolation.PROCESS: _("limits of the operating system"),
+    }[isolation]
 
 
 def observe() -> Observed:
@@ -119,6 +178,10 @@ def observe() -> Observed:
 
 def _number(value: float) -> str:
     return "∞" if math.isinf(value) else f"{value:g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _mib(amount: float) -> str:
+    return f"{amount / 1024:g} GiB" if amount % 256 == 0 else f"{amount:,.0f} MiB"
 
 
 def _limit(text: str) -> float:

@@ -45,8 +45,8 @@ def _bundle(run: RunHandle, html: str) -> dict[str, Any]:
 def _answer_while_busy(button: Any) -> None:
     """Let a click be heard while a cell runs, `run.wait()` above all.
 
-    JupyterLab sends it to a thread of its own (a subshell, JEP 91); ipykernel sends it back to the thread that last spoke
-    through this button's comm, which is the busy one, if it remembers one.
+    JupyterLab sends it to a thread of its own (a subshell, JEP 91); ipykernel sends it back to the thread that last
+    spoke through this button's comm, which is the busy one, if it remembers one.
     """
     if hasattr(button.comm, "_reply_subshell_id"):
         del button.comm._reply_subshell_id

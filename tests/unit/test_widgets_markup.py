@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kpaas_lab.texttable import plain_table
 from kpaas_lab.widgets import curve, markup
 
 HOSTILE = [
@@ -69,7 +70,7 @@ def test_an_attribute_that_is_none_is_left_out() -> None:
 
 
 def test_columns_align_with_korean() -> None:
-    lines = markup.plain_table(["이름", "n"], [["숫자", 1], ["digits", 2]]).splitlines()
+    lines = plain_table(["이름", "n"], [["숫자", 1], ["digits", 2]]).splitlines()
     assert lines == ["이름    n", "숫자    1", "digits  2"]
 
 
