@@ -13,7 +13,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, selectinload
 
-from kpaas_lab.errors import AlreadyExistsError, NotFoundError
+from kpaas_lab.errors import AlreadyExistsError, NotAuthorizedError, NotFoundError
 from kpaas_lab.i18n import _
 from kpaas_lab.market.models import Listing, ListingVersion, Plan
 
@@ -148,13 +148,18 @@ def current(listing: Listing) -> ListingVersion:
     return listing.versions[-1]
 
 
-def withdraw(session: Session, publisher: str, name: str) -> Listing:
-    """Offer it no longer; its record, subscriptions and usage stay. Idempotent.
+def withdraw(session: Session, person: str, publisher: str, name: str) -> Listing:
+    """Offer an own listing no longer; its record, subscriptions and usage stay. Idempotent.
 
     Raises:
-        NotFoundError: this publisher has no such listing.
+        NotFoundError: there is no such listing.
+        NotAuthorizedError: it is another's.
     """
-    listing = get(session, publisher, name, viewer=publisher)
+    listing = get(session, publisher, name, viewer=person)
+    if publisher != person:
+        raise NotAuthorizedError(
+            _("Only '{publisher}' may withdraw '{publisher}/{name}'.").format(publisher=publisher, name=name)
+        )
     listing.withdrawn_at = listing.withdrawn_at or now()
     return listing
 

@@ -9,6 +9,7 @@ import datetime as dt
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
@@ -207,9 +208,16 @@ def rotate_key(session: Session, subscriber: str, subscription_id: str, key_id: 
     return add_key(session, subscription, label=old.label)
 
 
-def is_active(key: ApiKey, time: dt.datetime) -> bool:
+class Expiring(Protocol):
+    """A key, as the database or the API has it."""
+
+    revoked_at: Any
+    expires_at: Any
+
+
+def is_active(key: Expiring, time: dt.datetime) -> bool:
     """Whether a key works at a time."""
-    return key.revoked_at is None and (key.expires_at is None or key.expires_at > time)
+    return key.revoked_at is None and (key.expires_at is None or bool(key.expires_at > time))
 
 
 def last_used(session: Session, subscriber: str) -> Mapping[str, dt.date]:

@@ -250,16 +250,10 @@ def to_csv(report: Report) -> str:
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(COLUMNS)
     for (day, info), count in report.cells.items():
+        names = (safe_cell(part) for part in (info.listing, info.prefix, info.label))
         numbers = (count.calls, count.errors, count.rejected, count.bytes_in, count.bytes_out)
         latencies = (f"{value:.2f}" if value is not None else "" for value in (count.p50, count.p95))
-        writer.writerow(
-            [
-                day.isoformat(),
-                *(safe_cell(part) for part in (info.listing, info.prefix, info.label)),
-                *numbers,
-                *list(latencies),
-            ]
-        )
+        writer.writerow([day.isoformat(), *names, *numbers, *latencies])
     return text.getvalue()
 
 
