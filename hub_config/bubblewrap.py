@@ -154,8 +154,8 @@ def arguments(view: View, mode: Mode, *, exists: Mapping[str, str | None]) -> li
     for entry in ETC:
         words += ["--ro-bind-try", f"/etc/{entry}", f"/etc/{entry}"]
     words += ["--proc", "/proc", "--dev", "/dev"]
-    words += ["--perms", "1777", "--size", str(memory // 2), "--tmpfs", "/dev/shm"]  # noqa: S108
-    words += ["--perms", "1777", "--size", str(memory // 2), "--tmpfs", "/tmp"]  # noqa: S108
+    words += ["--perms", "1777", "--size", str(memory // 4), "--tmpfs", "/dev/shm"]  # noqa: S108
+    words += ["--perms", "1777", "--size", str(memory // 4), "--tmpfs", "/tmp"]  # noqa: S108
     words += ["--perms", "1777", "--size", str(64 * MIB), "--tmpfs", "/run", "--symlink", "/run", "/var/run"]
     words += ["--symlink", "/tmp", "/var/tmp"]  # noqa: S108
     if gpu:

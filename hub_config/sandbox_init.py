@@ -27,6 +27,7 @@ from hub_config import confine
 
 LOG_BYTES = 16 << 20  # the server's log starts again at this size
 EVENTS_BYTES = 1 << 20
+INODE_BYTES = 1024  # what the kernel keeps for an empty file
 JOIN_SECONDS = 5.0
 
 
@@ -74,7 +75,7 @@ def files_in_memory(folders: tuple[str, ...] = ("/tmp", "/run", "/dev/shm")) -> 
     used = 0
     for folder in folders:
         facts = os.statvfs(folder)
-        used += (facts.f_blocks - facts.f_bfree) * facts.f_frsize
+        used += (facts.f_blocks - facts.f_bfree) * facts.f_frsize + (facts.f_files - facts.f_ffree) * INODE_BYTES
     segments = [line.split() for line in _read("/proc/sysvipc/shm").splitlines()[1:]]
     return used + sum(int(fields[14]) for fields in segments if len(fields) > 14)
 
