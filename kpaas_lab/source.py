@@ -104,8 +104,8 @@ class _Collected:
         if isinstance(value, FunctionType | type) and value.__name__ == used and origin in {home, "__main__"}:
             self.add(value)
             return
-        importable = isinstance(origin, str) and qualified.isidentifier() and _is_installed(origin)
-        if importable and getattr(sys.modules.get(origin), qualified, None) is value:
+        there = sys.modules.get(origin) if isinstance(origin, str) and _is_installed(origin) else None
+        if there is not None and qualified.isidentifier() and getattr(there, qualified, None) is value:
             alias = "" if qualified == used else f" as {used}"
             self.imports.add(f"from {origin} import {qualified}{alias}")
             return
