@@ -48,8 +48,6 @@ class ReplicaConnector(BaseConnector):
             async with asyncio.timeout(timeout.sock_connect):
                 connection = await connect(self._learners_dir, replica)
             _transport, protocol = await self._loop.create_unix_connection(self._factory, sock=connection)
-        except TimeoutError:
-            raise
-        except OSError as error:
+        except OSError as error:  # TimeoutError is one
             raise ClientConnectorError(req.connection_key, error) from error
         return protocol

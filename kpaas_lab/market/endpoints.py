@@ -22,7 +22,7 @@ from pathlib import Path
 from kpaas_lab.workloads import NAME
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_SOCKET = re.compile(r"(0|[1-9][0-9]{0,3})\.sock", re.ASCII)
+_SOCKET = re.compile(r"(0|[1-9][0-9]?)\.sock", re.ASCII)
 _BUSY_PAUSES = (0.002, 0.01, 0.05, 0.2)
 
 
