@@ -5,4 +5,4 @@ import os
 # Two cores are shared by many processes here: one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ["tests.fixtures.gateway", "tests.fixtures.platform", "tests.fixtures.postgres"]
+pytest_plugins = ["tests.fixtures.market", "tests.fixtures.gateway", "tests.fixtures.platform", "tests.fixtures.postgres"]
