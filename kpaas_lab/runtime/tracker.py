@@ -1,0 +1,95 @@
+"""The process beside a run that writes to MLflow.
+
+A process and not a thread: importing mlflow takes seconds of the interpreter's lock, a server that doesn't answer can
+hold a thread for ever, and a thread makes every fork of the training (a DataLoader's workers) a risk. It reads what the
+run has stored; so nothing is lost with it, and the next attempt's tracker goes on where this one ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from kpaas_lab.i18n import _
+from kpaas_lab.training import folder
+
+PATIENCE = 60.0  # seconds after the end of the training in which everything should be written
+PATIENCE_STOPPED = 3.0  # the same, where the run was told to stop
+PERIOD = 1.0
+POLL = 0.2
+
+
+class Tracker:
+    """The training's end of it: start the process, and tell it the exit code."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process, at a low priority."""
+        with contextlib.suppress(OSError):
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "kpaas_lab.runtime.tracker", str(self._path)],
+                stdin=subprocess.PIPE,
+                stdout=sys.stdout.fileno(),
+                stderr=subprocess.STDOUT,
+            )
+
+    def finish(self, code: int) -> None:
+        """Tell the exit code and wait until all is written; a tracker that can't finish doesn't fail the run."""
+        if self._process is None or self._process.stdin is None:
+            return
+        patience = PATIENCE_STOPPED if code == 128 + signal.SIGTERM else PATIENCE
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write(f"{code}\n".encode())
+                self._process.stdin.close()
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            sys.stdout.write(
+                _("Tracking: gave up after {seconds:g} s; the run isn't affected.").format(seconds=patience)
+            )
+            sys.stdout.write("\n")
+
+
+def main(path: Path) -> None:
+    """Write to MLflow until the exit code comes on standard input, or the training is gone."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the training decides when this ends
+    os.nice(10)
+    # Measured: without this numpy and mlflow start a thread for each core, beside the training's.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"
+    ended: list[str] = []
+    reader = threading.Thread(target=lambda: ended.append(sys.stdin.readline().strip()), daemon=True)
+    reader.start()
+    while not (ended or (path / folder.METRICS).exists()):  # mlflow is imported once the training's own imports are done
+        reader.join(POLL)
+    try:
+        from kpaas_lab.tracking import Tracking
+
+        tracking = Tracking(path)
+        while not ended:
+            tracking.write_metrics()
+            reader.join(PERIOD)
+        tracking.finish(int(ended[0]) if ended[0] else None)
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0][:300]
+        print(  # noqa: T201 (its standard output is the run's log)
+            _("Tracking: MLflow can't be written ({kind}: {error}); the run isn't affected.").format(
+                kind=type(error).__name__, error=first
+            ),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not longer than the training
+    main(Path(sys.argv[1]))
