@@ -1,11 +1,10 @@
-"""Run a program that dies with its parent: `python -m kpaas_lab.installation.tether PROGRAM ARGUMENTS...`."""
+"""A process that dies with its parent."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
-import sys
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -21,8 +20,3 @@ def die_with_parent(death: signal.Signals) -> None:
         raise OSError(ctypes.get_errno(), "prctl")
     if os.getppid() != parent:  # it died a moment ago
         os.kill(os.getpid(), death)
-
-
-if __name__ == "__main__":
-    die_with_parent(signal.SIGKILL)
-    os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606

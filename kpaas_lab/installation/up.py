@@ -139,7 +139,9 @@ class Platform:
                 text = file.read().decode(errors="replace")
         except OSError:
             return []
-        return [line for line in text.splitlines() if line.strip()][-lines:]
+        # A process that was tried again says the same again.
+        said = dict.fromkeys(line for line in text.splitlines() if line.strip())
+        return list(said)[-lines:]
 
     def check(self, waiting: set[str]) -> None:
         """Raise where waiting longer makes no sense.

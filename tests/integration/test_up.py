@@ -1,6 +1,5 @@
 """`kpaas-lab up`: starts, restarts what dies, stops, and leaves nothing behind."""
 
-import http.cookiejar
 import json
 import os
 import re
@@ -9,12 +8,10 @@ import socket
 import stat
 import subprocess
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -34,28 +31,9 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def status_of(address: str, path: str) -> int:
     try:
-        with urllib.request.urlopen(address + path, timeout=10) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
+        return httpx.get(address + path, timeout=10).status_code
+    except httpx.HTTPError:
         return 0
-
-
-def log_in(address: str, name: str, password: str) -> int:
-    """As the browser does: the form's token, then the form. The status of the page behind."""
-    jar = http.cookiejar.CookieJar()
-    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
-    opener.open(f"{address}/hub/login", timeout=10).read()
-    token = next(cookie.value for cookie in jar if cookie.name == "_xsrf")
-    form = urllib.parse.urlencode({"username": name, "password": password, "_xsrf": token}).encode()
-    try:
-        opener.open(f"{address}/hub/login", data=form, timeout=20).read()
-        with opener.open(f"{address}/hub/api/user", timeout=10) as answer:
-            assert json.loads(answer.read())["name"] == name
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
 
 
 def running(platform: Platform) -> dict[str, Process]:
@@ -84,10 +62,10 @@ def test_says_the_address_and_the_log_ins(own: Platform) -> None:
 
 
 def test_learners_and_the_admin_can_log_in(own: Platform) -> None:
-    assert log_in(own.address, "ann", own.password) == 200
-    assert log_in(own.address, *own.admin) == 200
-    assert log_in(own.address, "ann", "a wrong password") == 403
-    assert log_in(own.address, own.admin[0], own.password) == 403
+    for name in ("ann", own.admin[0]):
+        assert own.person(name).api("GET", "user").json()["name"] == name
+    assert own.visitor("ann").log_in("a wrong password").status_code == 403
+    assert own.visitor(own.admin[0]).log_in(own.password).status_code == 403
 
 
 def test_the_services_answer_at_the_public_address(own: Platform) -> None:
@@ -169,7 +147,25 @@ def test_a_killed_supervisor_comes_back_with_everything(own: Platform) -> None:
     until(lambda: "Everything answers again." in own.said(), 120, "platform after its supervisor died", log=own.logs)
     after = running(own)
     assert not {one.pid for one in before.values()} & {one.pid for one in after.values()}
-    assert log_in(own.address, "ann", own.password) == 200
+    assert own.person("ann")
+
+
+def test_a_learners_server_outlives_supervisor_and_hub_but_not_a_stop(own: Platform) -> None:
+    ann = own.person("ann")
+    ann.start_server()
+    ann.enter()
+    began = ann.client.get("/user/ann/api/status").json()["started"]
+    assert json.loads(command("status", "--home", str(own.home), "--json").stdout)["learners"] == ["ann"]
+
+    said = own.said().count("Everything answers again.")
+    psutil.Process(int((own.home / "run" / "supervisord.pid").read_text())).kill()
+    until(lambda: own.said().count("Everything answers again.") > said, 120, "platform again", log=own.logs)
+    until(lambda: ann.client.get("/user/ann/api/status").is_success, 60, "server of ann, found again", log=own.logs)
+    assert ann.client.get("/user/ann/api/status").json()["started"] == began
+
+    end_all(own)
+    assert "Learners' servers stopped: ann" in own.said()
+    own.start()
 
 
 def test_the_second_start_keeps_everything_and_is_told_less(own: Platform) -> None:
@@ -181,13 +177,13 @@ def test_the_second_start_keeps_everything_and_is_told_less(own: Platform) -> No
     own.start()
     assert (own.address, own.ports, own.secrets) == (address, ports, secrets)
     assert own.password not in own.said()
-    assert log_in(own.address, "ann", own.password) == 200
+    assert own.person("ann")
 
 
 def test_a_power_cut_does_not_hinder_the_next_start(own: Platform) -> None:
     own.kill()
     own.start()
-    assert log_in(own.address, "ann", own.password) == 200
+    assert own.person("ann")
 
 
 def test_an_internal_port_that_is_taken_is_chosen_anew(own: Platform) -> None:
