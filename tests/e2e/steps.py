@@ -1,0 +1,78 @@
+"""What a person does: log in, choose a slice, run a notebook. Every wait has a deadline."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+
+from tests.e2e.shots import WIDE
+
+PAGE = 30_000  # ms, for a page
+SERVER = 90_000  # for a learner's server and its JupyterLab
+CELL = 120_000  # for a cell that trains
+
+
+@dataclass
+class Learner:
+    """A person with a browser of their own."""
+
+    name: str
+    address: str
+    context: BrowserContext
+    page: Page
+
+    @classmethod
+    def arrive(cls, browser: Browser, address: str, name: str, language: str = "en") -> Learner:
+        """Open a browser at the platform's address."""
+        locale = {"en": "en-US", "ko": "ko-KR"}[language]
+        context = browser.new_context(viewport=WIDE, locale=locale)  # type: ignore[arg-type]
+        context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
+        page = context.new_page()
+        page.set_default_timeout(PAGE)
+        page.goto(address)
+        return cls(name, address, context, page)
+
+    def log_in(self, password: str) -> None:
+        """Name and password."""
+        self.page.locator("#username_input").fill(self.name)
+        self.page.locator("#password_input").fill(password)
+        self.page.locator("#login_submit").click()
+        expect(self.page.locator("#logout")).to_be_visible(timeout=PAGE)
+
+    def choose_slice(self, name: str) -> None:
+        """On the spawn page; returns while the server starts."""
+        self.page.goto(f"{self.address}/hub/spawn")
+        self.page.locator(f"input[name=slice][value={name}]").check()
+        self.page.locator("#spawn_form button[type=submit]").click()
+
+    def wait_for_lab(self) -> None:
+        """Until JupyterLab shows a notebook that can be run."""
+        self.page.wait_for_url(re.compile(rf"/user/{self.name}/lab"), timeout=SERVER)
+        self.notebook()
+
+    def open(self, path: str) -> None:
+        """A notebook of the course, alone, in this tab."""
+        self.page.goto(f"{self.address}/user/{self.name}/lab/tree/{path}?reset", timeout=SERVER)
+        self.notebook()
+
+    def notebook(self) -> Locator:
+        """The notebook in front, once its kernel is idle."""
+        panel = self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+        expect(panel.locator(".jp-Cell").first).to_be_visible(timeout=SERVER)
+        expect(panel.locator(".jp-Toolbar-kernelStatus, .jp-Notebook-ExecutionIndicator").first).to_have_attribute(
+            "data-status", "idle", timeout=SERVER
+        )
+        return panel
+
+    def run_all(self) -> None:
+        """Menu Run, Run All Cells."""
+        self.page.get_by_role("menuitem", name=re.compile("^(Run|실행)$")).click()
+        self.page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
+
+    def stop_server(self) -> None:
+        """As at the end of a class."""
+        self.page.goto(f"{self.address}/hub/home")
+        self.page.locator("#stop").click()
+        expect(self.page.locator("#stop")).to_be_hidden(timeout=PAGE)
