@@ -34,6 +34,7 @@ async def visitor(request: Request, shared: Shared) -> Person:
     person = await shared.identity.person(token, session) if token else None
     if person is None:
         raise LoginNeeded
+    request.state.person = person
     request.state.xsrf = xsrf_token(shared.identity.secret("xsrf"), token)
     return person
 

@@ -59,13 +59,13 @@ def by_day(days: Mapping[dt.date, Count]) -> Plot:
 
 
 def ceiling(value: int) -> int:
-    """The next round number: 1, 2 or 5 times a power of ten, 4 at least.
+    """The next round number: 1, 2, 4, 6 or 8 times a power of ten, 4 at least.
 
     Example:
         >>> [ceiling(n) for n in (0, 7, 60, 1001)]
-        [4, 10, 100, 2000]
+        [4, 8, 60, 2000]
     """
     if value <= 4:
         return 4
     power = 10 ** int(math.log10(value))
-    return next(int(power * factor) for factor in (1, 2, 5, 10) if value <= power * factor)
+    return next(int(power * factor) for factor in (1, 2, 4, 6, 8, 10) if value <= power * factor)

@@ -74,9 +74,8 @@ class Pages:
     def error(self, request: Request, error: LabError, status: int) -> HTMLResponse:
         """A page that says what went wrong, and the next step."""
         failures = error.failures if isinstance(error, NotConformantError) else ()
-        return self.render(
-            request, "error.html", person=None, status=status, error=error, failures=failures, here_is=""
-        )
+        person = getattr(request.state, "person", None)
+        return self.render(request, "error.html", person=person, status=status, error=error, failures=failures)
 
     def link(self, *parts: str, **query: str | int | None) -> str:
         """A path of ours; every part is quoted."""
@@ -153,7 +152,14 @@ def markdown(text: str) -> Markup:
     return Markup(_markdown.render(text))  # noqa: S704 (markdown-it escapes all HTML)
 
 
-def plain(text: str, limit: int = 180) -> str:
-    """The beginning of a description, for a card."""
-    words = " ".join(text.replace("#", " ").replace("*", "").replace("`", "").split())
-    return words if len(words) <= limit else f"{words[:limit].rstrip()}…"
+def plain(text: str, limit: int = 160) -> str:
+    """The beginning of a description, for a card.
+
+    Example:
+        >>> plain("Reads **digits** of [this](https://example.org) data.", 30)
+        'Reads digits of this data.'
+        >>> plain("Reads many digits", 12)
+        'Reads many…'
+    """
+    words = markdown(text[: limit * 8]).striptags()
+    return words if len(words) <= limit else f"{words[:limit].rpartition(' ')[0] or words[:limit]}…"

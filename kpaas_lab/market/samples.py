@@ -65,10 +65,10 @@ def curl(url: str, model: str, example: Mapping[str, Any]) -> str:
 
 def python(url: str, model: str, example: Mapping[str, Any]) -> str:
     """For any Python with `requests`."""
-    body = compact(example)
-    data = f"json.loads({body!r})" if len(body) <= INLINE else 'json.load(open("example.json"))'
+    short = len(compact(example)) <= INLINE
+    data = repr(dict(example)) if short else 'json.load(open("example.json"))'
     return (
-        "import json\nimport os\n\nimport requests\n\n"
+        ("import os\n\n" if short else "import json\nimport os\n\n") + "import requests\n\n"
         "answer = requests.post(\n"
         f"    {infer_url(url, model)!r},\n"
         '    headers={"Authorization": "Bearer " + os.environ["KPAAS_LAB_KEY"]},\n'

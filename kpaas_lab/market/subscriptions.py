@@ -229,7 +229,7 @@ def last_used(session: Session, subscriber: str) -> Mapping[str, dt.date]:
         .where(Subscription.subscriber == subscriber)
         .group_by(Usage.key_id)
     )
-    return dict(rows)
+    return dict(rows.tuples().all())
 
 
 def counts(session: Session, publisher: str) -> Mapping[int, int]:
@@ -240,4 +240,4 @@ def counts(session: Session, publisher: str) -> Mapping[int, int]:
         .where(Listing.publisher == publisher, Subscription.cancelled_at.is_(None))
         .group_by(Subscription.listing_id)
     )
-    return dict(rows)
+    return dict(rows.tuples().all())
