@@ -50,7 +50,7 @@ c.Authenticator.username_pattern = names.USERNAME
 c.JupyterHub.load_roles = roles.ROLES
 c.Spawner.server_token_scopes = roles.SERVER
 
-# The services; `kpaas-lab up` starts market and api
+# The services; `kpaas-lab up` starts market and api, and the hub does not wait for them (timeout, in seconds)
 c.JupyterHub.services = [
     {
         "name": "market",
@@ -58,12 +58,14 @@ c.JupyterHub.services = [
         "api_token": lab.secrets.market_token,
         "oauth_no_confirm": True,
         "display": True,
+        "timeout": 1,
     },
     {
         "name": "api",
         "url": loopback.format(lab.ports["api"]),
         "api_token": lab.secrets.api_token,
         "display": False,
+        "timeout": 1,
     },
     {
         "name": "idle-culler",

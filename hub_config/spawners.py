@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,7 +52,7 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
     record: sandbox.Record | None = None
     holding: Holding | None = None
     stage = ""
-    _starting: asyncio.Task[Any] | None = None
+    _starting = False
 
     # The choice
 
@@ -63,6 +63,9 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
 
     def _options_form_default(self) -> Any:
         return lambda spawner: str(cards(spawner.available(), spawner.orm_spawner.user_options or {}))
+
+    def _apply_user_options_default(self) -> Any:
+        return lambda _spawner, _options: None  # `start` reads them
 
     def _options_from_form_default(self) -> Any:
         return self._checked_form
@@ -92,14 +95,23 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
                 return str(again)
             return str(error)
 
+        return self._exception(why, error, 400 if isinstance(error, UnknownSliceError) else http_status(error))
+
+    def _exception(self, say: Callable[[], str], error: Exception, status: int) -> SpawnException:
+        """What the hub shows: in the learner's language where it can hold one text, else in both."""
         with use_language("en"):
-            english = why()
+            english = say()
         with use_language(self._language()):
-            message = why()
-        status = 400 if isinstance(error, UnknownSliceError) else http_status(error)
-        return SpawnException(
-            message, reason=error.code, log_message=english, message_html=str(both(why)), status_code=status
+            message = say()
+        exception = SpawnException(
+            message, reason=getattr(error, "code", "sandbox"), log_message=english, status_code=status
         )
+        exception.jupyterhub_message = message  # these two names are what the hub's pages read
+        exception.jupyterhub_html_message = str(both(say))
+        return exception
+
+    def _not_started(self, error: Exception) -> SpawnException:
+        return self._exception(lambda: _("Your server could not be started: {why}").format(why=error), error, 500)
 
     def _language(self) -> str:
         if self.handler is None:
@@ -132,7 +144,7 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
         self.holding = Holding(profile, gpu_for(profile, self.machine, self.promised.others(self._log_name)))
         self.promised.hold(self._log_name, self.holding)
         language = self._language()
-        self._starting = asyncio.current_task()
+        self._starting = True
         self.turns.at_once = self.starts_at_once
         try:
             async with self.turns.turn(self._log_name):
@@ -140,22 +152,24 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
                 await asyncio.to_thread(self._prepare_home)
                 self.stage = "sandbox"
                 self.port = ports.free_port()
-                wanted = self._sandbox(self.holding, language)
-                self.record = await asyncio.to_thread(sandbox.start, wanted)
+                await self._start_sandbox(self._sandbox(self.holding, language))
                 self.stage = "lab"
                 await self._until_it_answers()
         except (LabError, OSError) as error:
             self.log.error("The sandbox of %s did not start: %s", self._log_name, error)
-            raise self._failed_start(error) from error
+            raise self._not_started(error) from error
         finally:
-            self.stage, self._starting = "", None
+            self.stage, self._starting = "", False
         return "127.0.0.1", self.port
 
-    def _failed_start(self, error: Exception) -> SpawnException:
-        what = N_("Your server could not be started: {reason}")
-        return SpawnException(
-            _(what).format(reason=error), reason="sandbox", message_html=str(t(what, reason=error)), status_code=500
-        )
+    async def _start_sandbox(self, wanted: sandbox.Sandbox) -> None:
+        """Start it and keep its record, cancelled or not: a thread can't be, and its sandbox must be found again."""
+        thread = asyncio.ensure_future(asyncio.to_thread(sandbox.start, wanted))
+        try:
+            self.record = await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            self.record = await thread
+            raise
 
     def _prepare_home(self) -> None:
         """The home, and what of the courses isn't there yet; the server of a hub that died half-way is ended first."""
@@ -209,9 +223,7 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
         return None if self._starting else 0
 
     async def stop(self, now: bool = False) -> None:
-        """End the server and everything in its sandbox; a start that waits or works is given up."""
-        if self._starting is not None:
-            self._starting.cancel()
+        """End the server and everything in its sandbox."""
         if self.record is not None:
             await asyncio.to_thread(sandbox.stop, self.record, 0 if now else self.grace)
 
