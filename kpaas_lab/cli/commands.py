@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -63,6 +64,8 @@ def plainly() -> Iterator[None]:
         yield
     except LabError as error:
         raise _fail(error) from None
+    except BrokenPipeError:  # `| head`: nobody reads on
+        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise _fail(
@@ -143,7 +146,7 @@ def up(
             home=home, port=port, bind=bind, public_url=starting.check_public_url(public_url),
             database_url=database_url, slices=(slices or places.slices_file()).absolute(), lang=_check_language(lang),
         )  # fmt: skip
-        starting.run(options, _say, lambda *opened: show(_say, bind, *opened))
+        starting.run(options, _say, partial(show, bind))
 
 
 @app.command(help=_("Stop everything, the learners' servers too."))

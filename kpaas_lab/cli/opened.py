@@ -21,7 +21,7 @@ def login_lines(secrets: Credentials) -> Iterator[str]:
     )
 
 
-def show(say: Callable[[str], None], bind: str, address: str, layout: Layout, secrets: Credentials, new: bool) -> None:
+def show(bind: str, say: Callable[[str], None], address: str, layout: Layout, secrets: Credentials, new: bool) -> None:
     """The address on a line of its own; the log-ins at the first start only."""
     say("")
     say(address)

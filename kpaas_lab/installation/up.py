@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -95,7 +95,7 @@ class StopRequest:
         self.hurry = self.asked.is_set()
         self.asked.set()
 
-    @contextmanager
+    @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Take the signals within the block."""
         before = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
@@ -243,18 +243,29 @@ def _write_proxy_files(layout: Layout, options: Options, chosen: Mapping[str, in
     atomic.write(layout.proxy_routes, "")
 
 
-def run(options: Options, say: Say, opened: Callable[[str, Layout, Credentials, bool], None]) -> None:
+def _to_whom_still_listens(say: Say) -> Say:
+    """A closed terminal or pipe must not get in the way of an orderly stop."""
+
+    def heard(line: str) -> None:
+        with contextlib.suppress(OSError):
+            say(line)
+
+    return heard
+
+
+def run(options: Options, say: Say, opened: Callable[[Say, str, Layout, Credentials, bool], None]) -> None:
     """Start everything, stay until a stop is asked for, stop everything.
 
     Args:
         options: the operator's choices.
         say: takes one line for each step.
-        opened: called with the address, the state folder, the secrets, and whether these are new, once all answers.
+        opened: called once all answers, with `say`, the address, the state folder, the secrets, and if these are new.
 
     Raises:
         LabError: it can't start; whatever had started is stopped again.
         OSError: the state folder couldn't be written.
     """
+    say = _to_whom_still_listens(say)
     load_catalogue(options.slices)
     layout = open_home(options.home)
     held = lock.acquire(layout)
@@ -276,7 +287,7 @@ def run(options: Options, say: Say, opened: Callable[[str, Layout, Credentials, 
             try:
                 platform.start()
                 if _wait_until_ready(platform, say, request):
-                    opened(url, layout, secrets, new)
+                    opened(say, url, layout, secrets, new)
                     _watch(platform, say, request)
                 say(_("Stopping …"))
             finally:

@@ -227,6 +227,29 @@ def test_ctrl_c_while_it_starts(tmp_path: Path) -> None:
     assert processes_of(platform.home) == []
 
 
+@pytest.mark.parametrize("how", ["Ctrl-C", "closed"])
+def test_a_terminal(tmp_path: Path, how: str) -> None:
+    """Ctrl-C goes to every process of the terminal; a closed one can't be written to any more."""
+    place = tmp_path / "lab"
+    master, terminal = os.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", sys.executable, "-m", "kpaas_lab.cli", "up", "--home", place, "--port", "0"],
+        stdin=terminal, stdout=terminal, stderr=terminal,
+    )  # fmt: skip
+    os.close(terminal)
+    said = b""
+    while b"Ctrl-C" not in said:
+        said += os.read(master, 1000)
+    if how == "Ctrl-C":
+        os.write(master, b"\x03")
+        while b"Everything is stopped" not in said:
+            said += os.read(master, 1000)
+        assert process.wait(30) == 0
+    os.close(master)
+    until(lambda: not processes_of(place), 60, "end of all processes", log=place / "log" / "supervisor.log")
+    process.wait(30)
+
+
 # Starts that can't work
 
 
