@@ -232,10 +232,10 @@ def _begin(sandbox: Sandbox, child: subprocess.Popen[bytes], wires: _Wires, sett
     _save(record)
     _children[pid] = child
     order = {"command": list(sandbox.command), "env": dict(sandbox.env), "workdir": f"/home/{sandbox.name}"}
-    joining = bool(sandbox.warm and sandbox.warm.ready())
+    joining = bool(sandbox.warm and sandbox.warm.ready(sandbox.command))
     lines.write({**order, "join": joining})
     if joining and sandbox.warm:
-        sandbox.warm.join(pid, wires.channel, wires.write_output, {**order, **settings})
+        sandbox.warm.join(pid, wires.channel, wires.write_output, settings)
     return record
 
 

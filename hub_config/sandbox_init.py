@@ -6,7 +6,7 @@ others. Standard library only, so that it starts in 20 ms. It is told what to do
     it says   {"ready": true}                      set up and confined
     it hears  {"command", "env", "workdir", "join"}    start the server; until then nothing has run
     it hears  {"pid": 7}                           with "join": a warm process has come in and would be the server
-    it says   {"go": true}                         it may; a closed socket instead says that it came too late
+    it says   the order again                      it may; a closed socket instead says that it came too late
     (end of file without a pid)                    with "join": nobody came; start the server here
 """
 
@@ -28,7 +28,7 @@ from hub_config import confine
 LOG_BYTES = 16 << 20  # the server's log starts again at this size
 EVENTS_BYTES = 1 << 20
 INODE_BYTES = 1024  # what the kernel keeps for an empty file
-JOIN_SECONDS = 5.0
+JOIN_SECONDS = 10.0
 
 
 class Usage(NamedTuple):
@@ -299,7 +299,7 @@ def main(settings_json: str) -> int:
         server = start(order["command"], order["env"], order["workdir"], settings["write_output"], limits)
     else:
         server = int(joined["pid"])
-        lines.write({"go": True})
+        lines.write(order)
     lines.connection.close()
     os.close(settings["write_output"])
     code = watch(server, joined is None, output, log, Police(limits["memory"], settings["events"]))

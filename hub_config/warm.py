@@ -1,19 +1,150 @@
-"""Servers that start in a fraction of a second: forked from a process that has their imports done."""
+"""Servers that start in a fraction of a second: forked from a process that has their imports done (`zygote.py`)."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import select
 import socket
-from collections.abc import Mapping
-from typing import Any, Protocol
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hub_config.bubblewrap import ROOT
+from hub_config.zygote import runnable
+
+# What a JupyterLab server of the hub imports until it answers.
+JUPYTERLAB = (
+    "jupyterhub.singleuser",
+    "jupyterhub.singleuser.extension",
+    "jupyterlab.labhubapp",
+    "jupyter_core.migrate",
+    "jupyter_server_terminals",
+    "notebook_shim.nbserver",
+    "kpaas_lab.server_extension",
+    "IPython.core.interactiveshell",
+    "IPython.core.completer",
+    "IPython.lib",
+    "IPython.terminal.interactiveshell",
+    "ipykernel.kernelspec",
+    "jinja2.ext",
+    "tornado.platform.asyncio",
+    "httpcore",
+    *(
+        f"jupyter_server.{part}.handlers"
+        for part in (
+            *(f"services.{name}" for name in ("api", "config", "contents", "events", "kernels", "kernelspecs")),
+            *(f"services.{name}" for name in ("nbconvert", "security", "sessions")),
+            *("files", "kernelspecs", "nbconvert", "view"),
+        )
+    ),
+    "jupyter_server.services.shutdown",
+)
+RETRY_SECONDS = 10.0
 
 
-class WarmPool(Protocol):
-    """Where a warm server can be had."""
+class WarmPool:
+    """One warm process; started again when it has died, and ended with this object.
 
-    def ready(self) -> bool:
-        """Whether one can be had now."""
-        ...
+    Without it, or while it isn't ready, sandboxes start their servers the ordinary way.
 
-    def join(self, pid: int, channel: socket.socket, output: int, order: Mapping[str, Any]) -> None:
-        """Send one into the sandbox whose first process is `pid`."""
-        ...
+    Args:
+        log: where it says what went wrong.
+        modules: what it imports.
+        env: its environment: settings that imported modules read at import; no secret.
+    """
+
+    def __init__(self, log: Path, modules: Sequence[str] = JUPYTERLAB, env: Mapping[str, str] | None = None) -> None:
+        self.log = log
+        self.modules = tuple(modules)
+        self.env = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": "/nonexistent", **(env or {})}
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._orders: socket.socket | None = None
+        self._is_ready = False
+        self._started = 0.0
+
+    def start(self) -> None:
+        """Start it, unless it runs. Returns at once; it is ready some seconds later."""
+        with self._lock:
+            self._start()
+
+    def _start(self) -> None:
+        if self._process and self._process.poll() is None:
+            return
+        self._forget()
+        self._started = time.monotonic()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "hub_config.zygote", str(theirs.fileno()), *self.modules],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**self.env, "PYTHONPATH": str(ROOT)},
+                cwd="/",
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        finally:
+            os.close(log)
+            theirs.close()
+        self._orders = ours
+
+    def _forget(self) -> None:
+        if self._orders:
+            self._orders.close()
+        self._process = self._orders = None
+        self._is_ready = False
+
+    def ready(self, command: Sequence[str] | None = None) -> bool:
+        """Whether it can take an order now; one that has died is started again for the next time.
+
+        Args:
+            command: whether it can run that one, too.
+        """
+        with self._lock:
+            if command is not None and not runnable(command):
+                return False
+            if self._process is None or self._process.poll() is not None:
+                if time.monotonic() - self._started > RETRY_SECONDS:
+                    self._start()
+                return False
+            if not self._is_ready and self._orders and select.select([self._orders], [], [], 0)[0]:
+                self._is_ready = bool(self._orders.recv(256))
+            return self._is_ready
+
+    def join(self, pid: int, channel: socket.socket, output: int, settings: Mapping[str, Any]) -> None:
+        """Send a server into the sandbox whose first process is `pid`; that one tells it what to run.
+
+        Nothing is raised: where it fails, the sandbox sees its socket closed and starts the server itself.
+        """
+        with contextlib.suppress(OSError), self._lock:
+            pidfd = os.pidfd_open(pid)
+            try:
+                if self._orders:
+                    message = json.dumps(
+                        {name: settings[name] for name in ("uid", "gid", "limits")} | {"pid": pid}
+                    ).encode()
+                    socket.send_fds(self._orders, [message], [pidfd, channel.fileno(), output])
+            finally:
+                os.close(pidfd)
+
+    def close(self) -> None:
+        """End it. The servers it started go on."""
+        with self._lock:
+            process = self._process
+            self._forget()
+            if process:
+                try:
+                    process.wait(timeout=5)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
