@@ -5,4 +5,10 @@ import os
 # Two cores are shared by many processes here: one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ["tests.fixtures.market", "tests.fixtures.gateway", "tests.fixtures.platform", "tests.fixtures.postgres"]
+pytest_plugins = [
+    "tests.fixtures.disk",
+    "tests.fixtures.market",
+    "tests.fixtures.gateway",
+    "tests.fixtures.platform",
+    "tests.fixtures.postgres",
+]

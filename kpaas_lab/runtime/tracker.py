@@ -21,6 +21,7 @@ from kpaas_lab.training import folder
 
 PATIENCE = 60.0  # seconds after the end of the training in which everything should be written
 PATIENCE_STOPPED = 3.0  # the same, where the run was told to stop
+QUIET = 1.0  # seconds of waiting that need no word
 PERIOD = 1.0
 POLL = 0.2
 
@@ -33,7 +34,9 @@ class Tracker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the process, at a low priority."""
+        """Start the process, at a low priority; not where KPAAS_LAB_TRACKING is "off"."""
+        if os.environ.get("KPAAS_LAB_TRACKING") == "off":
+            return
         with contextlib.suppress(OSError):
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "kpaas_lab.runtime.tracker", str(self._path)],
@@ -51,13 +54,14 @@ class Tracker:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.write(f"{code}\n".encode())
                 self._process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(QUIET)
+                return
+            _say(_("Writing the run to MLflow …"))
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            sys.stdout.write(
-                _("Tracking: gave up after {seconds:g} s; the run isn't affected.").format(seconds=patience)
-            )
-            sys.stdout.write("\n")
+            _say(_("Tracking: gave up after {seconds:g} s; the run isn't affected.").format(seconds=patience))
 
 
 def main(path: Path) -> None:
@@ -70,8 +74,8 @@ def main(path: Path) -> None:
     ended: list[str] = []
     reader = threading.Thread(target=lambda: ended.append(sys.stdin.readline().strip()), daemon=True)
     reader.start()
-    while not (ended or (path / folder.METRICS).exists()):  # mlflow is imported once the training's own imports are done
-        reader.join(POLL)
+    while not (ended or (path / folder.METRICS).exists()):
+        reader.join(POLL)  # importing mlflow would slow the training's own imports
     try:
         from kpaas_lab.tracking import Tracking
 
@@ -82,12 +86,14 @@ def main(path: Path) -> None:
         tracking.finish(int(ended[0]) if ended[0] else None)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0][:300]
-        print(  # noqa: T201 (its standard output is the run's log)
-            _("Tracking: MLflow can't be written ({kind}: {error}); the run isn't affected.").format(
-                kind=type(error).__name__, error=first
-            ),
-            flush=True,
-        )
+        text = _("Tracking: MLflow can't be written ({kind}: {error}); the run isn't affected.")
+        _say(text.format(kind=type(error).__name__, error=first))
+
+
+def _say(line: str) -> None:
+    """Into the run's log."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def source_of(function: Callable[..., Any] | str) -> Source:
         return _from_file(function)
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise _is_async(getattr(function, "__name__", "?"))
-    return capture(function)
+    return capture(inspect.unwrap(function))  # the text has the decorators, and they are applied again there
 
 
 def _from_file(reference: str) -> Source:
