@@ -107,7 +107,7 @@ def _error(answer: httpx.Response) -> LabError:
     except ValueError:
         body = None
     if isinstance(body, dict) and isinstance(body.get("error"), str):
-        code = ModelError.code if answer.status_code in {400, 422} else ""
+        code = answer.headers.get("X-KPaaS-Error") or (ModelError.code if answer.status_code in {400, 422} else "")
         body = {"error": {"code": code, "message": body["error"]}}
     wait = answer.headers.get("Retry-After", "")
     return from_http(answer.status_code, body, retry_after=float(wait) if wait.isdigit() else 0.0)

@@ -127,7 +127,7 @@ def period(first: dt.date | None, last: dt.date | None, *, today: dt.date | None
         datetime.date(2026, 1, 1)
     """
     last = last or today or dt.datetime.now(dt.UTC).date()
-    first = first or max(last - dt.timedelta(days=29), dt.date.min, key=lambda day: day.toordinal())
+    first = first or dt.date.fromordinal(max(last.toordinal() - 29, 1))
     if first > last:
         raise SettingsError(
             _("The period ends ({last}) before it begins ({first}).").format(first=first, last=last),
