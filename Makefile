@@ -3,14 +3,14 @@ PYTHON ?= python3
 TORCH ?= default
 PORT ?= 8123
 KPAAS_LAB_HOME ?= $(HOME)/.local/share/kpaas-lab
-export KPAAS_LAB_HOME
 
 BIN := .venv/bin
 PO := $(wildcard kpaas_lab/locale/*/LC_MESSAGES/kpaas_lab.po)
 MO := $(PO:.po=.mo)
 
-.PHONY: help run test test-cluster bench check env lock messages clean
+.PHONY: help run test pytest bench check env lock messages clean
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -18,11 +18,10 @@ help: ## this list
 run: env ## start everything on this machine and print the address
 	@exec $(BIN)/kpaas-lab up --home "$(KPAAS_LAB_HOME)" --port $(PORT)
 
-test: env check ## every test that can run here; lists what was skipped and why
-	@$(BIN)/python -m pytest tests --ignore=tests/cluster --ignore=tests/bench
+test: env check pytest ## every test that can run here; lists what was skipped and why
 
-test-cluster: env ## the tests of the Kubernetes cluster that KUBECONFIG names
-	@$(BIN)/python -m pytest tests/cluster
+pytest:
+	@$(BIN)/python -m pytest tests/unit tests/contract tests/integration tests/e2e
 
 bench: env ## measure, side by side with the peers, and print one table
 	@$(BIN)/python -m tests.bench

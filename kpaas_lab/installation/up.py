@@ -90,10 +90,15 @@ class StopRequest:
     def __init__(self) -> None:
         self.asked = threading.Event()
         self.hurry = False
+        self._first = 0.0
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self.hurry = self.asked.is_set()
-        self.asked.set()
+        now = time.monotonic()
+        if not self.asked.is_set():
+            self._first = now
+            self.asked.set()
+        elif now - self._first > 1:  # one request can arrive twice: from the terminal, and from make
+            self.hurry = True
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
