@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import sys
 from collections.abc import AsyncIterator
@@ -85,6 +86,8 @@ class Gateway:
         )
         self._proxy = proxy = Proxy(settings.limits, self._directory, limiter, meter.tally, upstream, self._metrics)
         meter.start()
+        gc.collect()
+        gc.freeze()  # what was imported stays: a full collection then takes no 20 ms out of some call
         try:
             yield
         finally:

@@ -139,14 +139,15 @@ class Meter:
     def drain(self) -> bool:
         """Add what the spool has to the database; whether all of it is there now."""
         try:
+            engine = self._database.engine()
             while self._unadded or (payloads := self.spool.take()):
                 if not self._unadded:
                     self._unadded = [Batch.decode(payload) for payload in payloads]
-                apply(self._database.engine(), self._unadded, self._committing)
+                apply(engine, self._unadded, self._committing)
                 self._unadded = []
             self.replayed = True
             if dropped := self.spool.drop():
-                forget(self._database.engine(), [Batch.decode(payload).id for payload in dropped])
+                forget(engine, [Batch.decode(payload).id for payload in dropped])
         except (SQLAlchemyError, LabError) as error:
             # A SQLAlchemy error's text holds the statement's parameters; its cause is what tells.
             reason = str(getattr(error, "orig", None) or error).splitlines()[0]
