@@ -24,6 +24,7 @@ from kpaas_lab.slices import SliceCapacity, SliceProfile, find
 from kpaas_lab.workloads import NAME, Phase, Service, Status, Workload
 
 RESERVE_BYTES = 4096
+JOB_GRACE = 5.0
 STOP_MARGIN = 10.0  # seconds beyond its grace that a workload may take to end
 LOCK_PATIENCE = 10.0
 
@@ -131,9 +132,7 @@ class LocalEngine:
                     finally:
                         os.close(lock)
                     restored.append(folder.name)
-            for left in [*self._folder.glob(".gone-*"), *self._folder.glob(".new-*")]:
-                if not records.is_held(left):
-                    shutil.rmtree(left, ignore_errors=True)
+            self._sweep()
         return restored
 
     # -- folders -----------------------------------------------------------------------------------------------
@@ -180,6 +179,7 @@ class LocalEngine:
             "id": uuid.uuid4().hex,
             "created": records.now(),
             "log_limit": self._log_limit,
+            "grace": workload.grace if isinstance(workload, Service) else JOB_GRACE,
             "slice": profile.model_dump(mode="json"),
             "workload": data,
         }
@@ -208,8 +208,15 @@ class LocalEngine:
             records.sync_folder(self._folder)
         shutil.rmtree(gone, ignore_errors=True)
 
+    def _sweep(self) -> None:
+        """Remove what a kill half-way through a create or a delete has left."""
+        if any(self._folder.glob(".new-*")) or any(self._folder.glob(".gone-*")):
+            with self._creating():
+                for left in [*self._folder.glob(".new-*"), *self._folder.glob(".gone-*")]:
+                    shutil.rmtree(left, ignore_errors=True)
+
     def _stop(self, folder: Path) -> None:
-        grace = records.read_json(folder / records.SPEC)["workload"].get("grace", 10.0)
+        grace = records.read_json(folder / records.SPEC)["grace"]
         records.write_json(folder / records.CONTROL, {"cancel": True})
         deadline = time.monotonic() + grace + STOP_MARGIN
         while records.is_held(folder):

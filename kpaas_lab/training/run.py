@@ -8,7 +8,7 @@ import shutil
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -51,8 +51,6 @@ class Run:
         path: its folder.
     """
 
-    display: Callable[[Run], None] | None = None  # set by kpaas_lab.widgets: how a notebook shows a run
-
     def __init__(self, engine: Engine, path: Path) -> None:
         self._engine = engine
         self.path = path
@@ -67,12 +65,6 @@ class Run:
         done = self.progress
         more = f", step {done[0]} of {done[1]}" if done else ""
         return f"Run({self.name!r}, {status.phase}{more}{', ' + status.message if status.message else ''})"
-
-    def _ipython_display_(self) -> None:
-        if Run.display is None:
-            print(repr(self))  # noqa: T201 (what IPython would do)
-        else:
-            Run.display(self)
 
     @property
     def status(self) -> Status:

@@ -67,9 +67,8 @@ def test_a_gpu_slice_needs_a_gpu() -> None:
 
 
 def test_the_creators_secrets_stay_behind() -> None:
-    secret = dict.fromkeys(
-        ("JUPYTERHUB_API_TOKEN", "AWS_SECRET_ACCESS_KEY", "KPAAS_LAB_SECRETS", "CONFIGPROXY_AUTH_TOKEN"), "x"
-    )
+    names = "JUPYTERHUB_API_TOKEN AWS_SECRET_ACCESS_KEY KPAAS_LAB_SECRETS CONFIGPROXY_AUTH_TOKEN"
+    secret = dict.fromkeys(names.split(), "x")
     assert spawn.passed_on({**secret, "PATH": "/bin", "LC_ALL": "C", "MLFLOW_TRACKING_URI": "u"}) == {
         "PATH": "/bin",
         "LC_ALL": "C",
