@@ -85,6 +85,8 @@ class Batcher:
         Raises:
             ProtocolError: too many requests wait, or the inputs have different numbers of rows.
         """
+        if self._closed:
+            raise RuntimeError("the batcher is closed")
         if len(self._waiting) >= self._max_queue:
             raise ProtocolError(
                 _("The model is busy: {count} requests wait.").format(count=len(self._waiting)),

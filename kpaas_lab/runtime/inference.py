@@ -191,10 +191,11 @@ class InferenceApp:
         size = 0
         headers = [_JSON]
         try:
-            served = self._loaded()
+            self._loaded()
             size, header_length = self._admit(scope["headers"])
             self._body_bytes += size
             body = await self._body(receive)
+            served = self._loaded()  # now, not before the body: from here to submit nothing is awaited
             request = oip.parse_request(body, header_length)
             del body
             manifest = served.predictor.manifest
