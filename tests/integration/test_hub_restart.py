@@ -1,0 +1,131 @@
+"""The hub is killed: learners go on. Their own servers die: nothing is lost and it is said."""
+
+import os
+import re
+import signal
+import socket
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from hub_config import ports, sandbox
+from tests.fixtures.hub import Hub, running_hub
+from tests.waiting import until
+
+
+@pytest.fixture
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    with running_hub(tmp_path_factory.mktemp("lab")) as running:
+        yield running
+
+
+def test_servers_outlive_a_hub_that_is_killed(hub: Hub) -> None:
+    ann, bob = hub.person("ann"), hub.person("bob")
+    for person in (ann, bob):
+        person.start_server()
+        person.enter()
+    records = {name: sandbox.load(hub.home / "run" / "sandboxes" / f"{name}.json") for name in ("ann", "bob")}
+    cullers = [
+        child
+        for child in psutil.Process(hub.processes["hub"].pid).children(recursive=False)
+        if any("idle_culler" in word for word in child.cmdline())
+    ]
+    assert cullers
+    hub.kill("hub")
+    # While the hub is away: the proxy still leads to the notebooks, by the same cookies.
+    assert ann.client.get("/user/ann/api/kernels").status_code == 200
+    psutil.wait_procs(cullers, timeout=10)
+    assert not [process for process in cullers if process.is_running()], "the culler ends with its hub"
+    hub.start("hub")
+    hub.wait()
+    for person in (ann, bob):
+        assert person.client.get("/hub/home").status_code == 200
+        assert person.api("GET", f"users/{person.name}").json()["servers"][""]["ready"]
+        assert person.client.get(f"/user/{person.name}/api/kernels").status_code == 200
+        found = sandbox.load(hub.home / "run" / "sandboxes" / f"{person.name}.json")
+        assert found == records[person.name]
+    assert ann.run_cell("print(1)") == "1\n"
+    # What they hold is held: the new hub counts them.
+    page = hub.person("carl").client.get("/hub/spawn").text
+    free, total = map(int, re.search(r"(\d+) of (\d+) free", page).groups())  # type: ignore[union-attr]
+    assert total - free >= 2
+    # And it can stop them.
+    assert ann.api("DELETE", "users/ann/server").status_code in {202, 204}
+    record = records["ann"]
+    assert record
+    until(lambda: sandbox.poll(record) is not None, 20, "end of ann's sandbox", log=hub.layout.log("hub"))
+
+
+def test_a_hub_killed_while_a_server_starts_leaves_no_second_one(hub: Hub) -> None:
+    ann = hub.person("ann")
+    ann.choose()
+    path = hub.home / "run" / "sandboxes" / "ann.json"
+    until(path.exists, 30, "record of the sandbox", log=hub.layout.log("hub"))
+    first = sandbox.load(path)
+    hub.kill("hub")
+    hub.start("hub")
+    hub.wait()
+    ann.start_server()
+    ann.enter()
+    second = sandbox.load(path)
+    assert first
+    assert second
+    assert sandbox.poll(second) is None
+    if first != second:
+        assert sandbox.poll(first) is not None
+
+
+def test_a_server_that_dies_is_noticed_and_can_be_started_again(hub: Hub) -> None:
+    ann = hub.person("ann")
+    ann.start_server()
+    ann.enter()
+    record = sandbox.load(hub.home / "run" / "sandboxes" / "ann.json")
+    assert record
+    os.kill(record.pid, signal.SIGKILL)
+    ann.wait_stopped()
+    page = ann.client.get("/user/ann/lab")
+    assert "Your server is not running" in page.text
+    ann.start_server()
+    ann.enter()
+
+
+def test_a_port_taken_by_another_learner_shows_them_nothing(hub: Hub) -> None:
+    """Another's program listens where a server should: the hub does not send this learner there."""
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        assert not ports.belongs(stranger.getsockname()[1], 1)
+        assert ports.belongs(stranger.getsockname()[1], os.getpid())
+
+
+def test_an_idle_server_is_culled_and_a_working_one_is_not(tmp_path_factory: pytest.TempPathFactory) -> None:
+    settings = {"KPAAS_LAB_IDLE_SECONDS": "8"}
+    with running_hub(tmp_path_factory.mktemp("lab"), **settings) as quick:
+        ann, bob = quick.person("ann"), quick.person("bob")
+        ann.start_server()
+        bob.start_server()
+        bob.enter()
+        bob.run_cell(HOLD)
+        log = quick.layout.log("hub")
+
+        def servers(name: str) -> object:
+            admin = quick.person("admin")
+            return admin.api("GET", f"users/{name}").json()["servers"]
+
+        until(lambda: not servers("ann"), 60, "end of ann's idle server", log=log)
+        assert servers("bob"), "bob has a run that works"
+
+
+# A workload, as the local engine keeps one: a process that holds the lock of its folder.
+HOLD = """
+import os, subprocess, sys
+code = '''
+import time, pathlib
+from kpaas_lab.engines import records
+folder = pathlib.Path.home() / ".kpaas-lab/workloads/run"
+folder.mkdir(parents=True)
+assert records.take_lock(folder)
+print("held", flush=True)
+time.sleep(600)
+'''
+print(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True).stdout.readline())
+"""
