@@ -17,7 +17,7 @@ Inputs = npt.ArrayLike | Mapping[str, npt.ArrayLike]
 
 
 def predict(
-    http: httpx.Client, url: str, listing: Mapping[str, Any], key: str, inputs: Inputs, more: Mapping[str, Any]
+    http: httpx.Client, url: str, listing: Mapping[str, Any], key: str, inputs: Inputs | None, more: Mapping[str, Any]
 ) -> Any:
     """Call a listing.
 
@@ -26,7 +26,7 @@ def predict(
         url: of the listing at the gateway.
         listing: its model and schema, as the market says.
         key: of the subscription.
-        inputs: an array for one input, or a mapping by name.
+        inputs: an array for one input, a mapping by name, or None.
         more: further inputs by name.
 
     Returns:
@@ -55,7 +55,9 @@ def predict(
     return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
 
 
-def arrays(specs: Sequence[oip.TensorSpec], inputs: Inputs, more: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+def arrays(
+    specs: Sequence[oip.TensorSpec], inputs: Inputs | None, more: Mapping[str, Any]
+) -> dict[str, npt.NDArray[Any]]:
     """Inputs by name, in the types that the API takes.
 
     Raises:
@@ -65,7 +67,8 @@ def arrays(specs: Sequence[oip.TensorSpec], inputs: Inputs, more: Mapping[str, A
         >>> arrays([oip.TensorSpec("x", "FP32", (-1, 2))], [[1, 2]], {})
         {'x': array([[1., 2.]], dtype=float32)}
     """
-    named = dict(inputs) if isinstance(inputs, Mapping) else {specs[0].name: inputs}
+    named: dict[str, Any] = dict(inputs) if isinstance(inputs, Mapping) else {specs[0].name: inputs}
+    named = {} if inputs is None else named
     named |= more
     wanted = {spec.name: spec for spec in specs}
     if set(named) != set(wanted):

@@ -144,12 +144,12 @@ class Subscription:
         """The beginning of the key that this notebook uses."""
         return self.market.key_of(self).text[:12]
 
-    def predict(self, inputs: Inputs, **more: Any) -> Any:
+    def predict(self, inputs: Inputs | None = None, /, **more: Any) -> Any:
         """Call the API.
 
         Args:
             inputs: an array for an API of one input, or a mapping by input name.
-            **more: further inputs by name.
+            **more: inputs by name, further ones or all.
 
         Returns:
             An array where the API gives one output, else a dict by output name.

@@ -216,6 +216,8 @@ def install_errors(app: FastAPI, render_page: Any) -> None:
     """
 
     async def answer(request: Request, error: Exception) -> Response:
+        if isinstance(error.__cause__, TooLargeError):  # the framework saw it while it read the body
+            error = error.__cause__
         shown = to_lab_error(error)
         status = error.status_code if isinstance(error, HTTPException) else status_of(shown)
         if isinstance(error, RequestValidationError):
