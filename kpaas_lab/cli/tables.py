@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from kpaas_lab.i18n import _
 from kpaas_lab.installation.doctor import Finding, Verdict
 from kpaas_lab.installation.status import Overview
+from kpaas_lab.texttable import plain_table
 
 MARKS = {Verdict.OK: "✓", Verdict.LIMITED: "·", Verdict.MISSING: "✗"}
 
@@ -57,9 +58,9 @@ def overview_lines(seen: Overview) -> Iterator[str]:
         yield _("Disk: {used} used, {free} free").format(used=size(seen.disk_used), free=size(seen.disk_free))
         return
     yield _("K-PaaS Lab runs at {address} on {home}").format(address=seen.address, home=seen.home)
-    yield f"{'process':10}{'state':10}{'pid':>8}{'uptime':>10}{'restarts':>10}"
-    for one in seen.processes:
-        yield f"{one.name:10}{one.state.lower():10}{one.pid or '-':>8}{duration(one.uptime):>10}{one.restarts:>10}"
+    header = [_("process"), _("state"), "pid", _("uptime"), _("restarts")]
+    rows = [[one.name, one.state.lower(), one.pid or "-", duration(one.uptime), one.restarts] for one in seen.processes]
+    yield from plain_table(header, rows).splitlines()
     if not seen.processes:
         yield _("(supervisor does not answer: it is starting or stopping)")
     yield _("Learners in: {names}").format(names=", ".join(seen.learners) or _("nobody"))

@@ -124,7 +124,7 @@ def memory() -> Finding:
 
 def disk(home: Path) -> Finding:
     """Space where the state is kept."""
-    place = next(folder for folder in (home, *home.parents) if folder.is_dir())
+    place = next(folder for folder in (home, *home.parents) if os.path.isdir(folder))
     free = shutil.disk_usage(place).free / 2**20
     verdict = Verdict.MISSING if free < NEEDED_FREE_MIB else Verdict.LIMITED if free < 2048 else Verdict.OK
     return Finding(
@@ -136,7 +136,8 @@ def disk(home: Path) -> Finding:
 
 def folder(home: Path) -> Finding:
     """The state folder can be written."""
-    place = next(folder for folder in (home, *home.parents) if folder.exists())
+    # os.path, for it takes what may not be looked into as absent
+    place = next(folder for folder in (home, *home.parents) if os.path.exists(folder))
     foreign = place == home and home.stat().st_uid != os.geteuid()
     if place.is_dir() and os.access(place, os.W_OK | os.X_OK) and not foreign:
         return Finding(name="home", verdict=Verdict.OK, found=_("{home} can hold the state").format(home=home))
@@ -149,7 +150,7 @@ def folder(home: Path) -> Finding:
 def port(home: Path, bind: str, number: int) -> Finding:
     """The public port is free, or this platform's own."""
     layout = Layout(home)
-    if layout.run.is_dir() and os.access(layout.run, os.X_OK) and lock.is_held(layout):
+    if os.access(layout.lock, os.R_OK | os.W_OK) and lock.is_held(layout):
         running = lock.read(layout)
         return Finding(
             name="port", verdict=Verdict.OK,

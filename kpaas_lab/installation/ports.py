@@ -64,11 +64,9 @@ def check_public(address: str, port: int) -> int:
     Raises:
         SettingsError: taken, forbidden, or no address of this machine; the hint names a port that is free.
     """
-    if port == 0:
-        return next(candidate for candidate in _shuffled() if bind_error(address, candidate) == 0)
     code = bind_error(address, port)
     if code == 0:
-        return port
+        return port or next(candidate for candidate in _shuffled() if bind_error(address, candidate) == 0)
     if code == errno.EADDRINUSE:
         other = next((p for p in range(port + 1, min(port + 200, 65536)) if bind_error(address, p) == 0), 0)
         raise SettingsError(

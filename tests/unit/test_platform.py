@@ -186,6 +186,12 @@ def test_a_port_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, code: int, w
         ports.check_public("192.0.2.1", 80)
 
 
+def test_any_port_of_an_address_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "bind_error", lambda _address, _port: errno.EADDRNOTAVAIL)
+    with pytest.raises(SettingsError, match="no address"):
+        ports.check_public("192.0.2.1", 0)
+
+
 # What each process is told
 
 
