@@ -114,8 +114,8 @@ def listing_document(publisher: str, name: str, version: ListingVersion, server:
                         "outputs": {"type": "array"},
                     },
                 },
-                "InferRequest": _message("inputs", schema.get("inputs", ())),
-                "InferResponse": _message("outputs", schema.get("outputs", ()), whole=False),
+                "InferRequest": _message("inputs", schema.get("inputs", ()), asked=True),
+                "InferResponse": _message("outputs", schema.get("outputs", ()), asked=False),
             },
         },
     }
@@ -190,8 +190,16 @@ def _open(name: str, summary: str, content: str, failures: Sequence[str] = ()) -
     return {"operationId": name, "summary": summary, "security": [], "responses": answers}
 
 
-def _message(part: str, tensors: Sequence[Mapping[str, Any]], *, whole: bool = True) -> Document:
-    """`{"inputs": [...]}` or `{"outputs": [...]}`: one tensor of each name."""
+def _message(part: str, tensors: Sequence[Mapping[str, Any]], *, asked: bool) -> Document:
+    """`{"inputs": [...]}` or `{"outputs": [...]}`.
+
+    Args:
+        part: "inputs" or "outputs".
+        tensors: name, datatype and shape of each.
+        asked: whether a caller has to send just these; what an endpoint answers is described more loosely.
+    """
+    shapes = [_shape(tensor) if asked else {"type": "array", "items": {"type": "integer"}} for tensor in tensors]
+    items = [_tensor(tensor, shape) for tensor, shape in zip(tensors, shapes, strict=True)]
     return {
         "type": "object",
         "required": [part],
@@ -199,32 +207,34 @@ def _message(part: str, tensors: Sequence[Mapping[str, Any]], *, whole: bool = T
             "id": {"type": "string"},
             part: {
                 "type": "array",
-                **({"minItems": len(tensors), "maxItems": len(tensors)} if whole else {}),
-                **({"items": {"oneOf": [_tensor(tensor) for tensor in tensors]}} if tensors else {}),
+                **({"minItems": len(tensors), "maxItems": len(tensors)} if asked else {}),
+                **({"items": {"oneOf": items}} if items else {}),
             },
         },
     }
 
 
-def _tensor(tensor: Mapping[str, Any]) -> Document:
-    shape = list(tensor.get("shape", ()))
+def _tensor(tensor: Mapping[str, Any], shape: Document) -> Document:
     datatype = str(tensor.get("datatype", "BYTES"))
+    values = {"anyOf": [dict(_ITEMS.get(datatype, {})), {"type": "array"}]}
     return {
         "type": "object",
         "required": ["name", "datatype", "shape", "data"],
         "properties": {
             "name": {"const": tensor.get("name", "")},
             "datatype": {"const": datatype},
-            "shape": {
-                "type": "array",
-                "prefixItems": [{"type": "integer", "minimum": 1} if size < 0 else {"const": size} for size in shape],
-                "minItems": len(shape),
-                "maxItems": len(shape),
-            },
-            "data": {"type": "array", "items": _items(datatype), "description": "Row by row, flat or nested."},
+            "shape": shape,
+            "data": {"type": "array", "items": values, "description": "Row by row, flat or nested."},
         },
     }
 
 
-def _items(datatype: str) -> Document:
-    return {"anyOf": [dict(_ITEMS.get(datatype, {})), {"type": "array"}]}
+def _shape(tensor: Mapping[str, Any]) -> Document:
+    """A size below 0 is the caller's choice."""
+    sizes = list(tensor.get("shape", ()))
+    return {
+        "type": "array",
+        "prefixItems": [{"type": "integer", "minimum": 1} if size < 0 else {"const": size} for size in sizes],
+        "minItems": len(sizes),
+        "maxItems": len(sizes),
+    }

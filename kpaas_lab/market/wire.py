@@ -35,6 +35,12 @@ def limited_protocol(max_header_bytes: int) -> type[asyncio.Protocol]:
             self._end_wait()
             super().connection_lost(exc)
 
+        def eof_received(self) -> None:
+            if self.cycle is not None:  # the transport closes now: nothing can be sent any more
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            super().eof_received()
+
         def data_received(self, data: bytes) -> None:
             if not self._in_body:
                 if self._deadline is None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy.orm import Session
 
+from kpaas_lab.market.database import writing
 from kpaas_lab.market.models import ApiKey, Listing, Subscription
 from tests.fixtures.gateway import REQUEST, Gateway, Lab, Subscribed, utc, version
 from tests.waiting import until
@@ -185,7 +185,7 @@ def test_another_replica_answers_when_one_dies(gateway: Gateway, shared_lab: Lab
 
 
 def test_a_caller_who_leaves_frees_the_endpoint(gateway: Gateway, shared_lab: Lab) -> None:
-    api = shared_lab.listing(subscriber="leaver", concurrency=1)
+    api = shared_lab.listing(subscriber="leaver", plan="leaver", concurrency=1)
     with pytest.raises(httpx.ReadTimeout):
         gateway.trick_with_timeout(api, "events", 0.3, count=100_000, pause=0.01)
     until(lambda: gateway.call(api).status_code == 200, 4, "a free place")
@@ -216,7 +216,7 @@ def test_revocation_rotation_and_withdrawal_take_effect_within_a_second_or_so(la
     soon, _id = api.new_key(expires_at=utc() + dt.timedelta(seconds=1.5))
     assert refused(gateway, api, soon) == (200, "")
     until(lambda: refused(gateway, api, soon)[0] == 401, 2.5, "the end of a key that expires")
-    with Session(lab.engine) as session, session.begin():
+    with writing(lab.engine) as session:
         listing = session.get(Listing, api.listing_id)
         assert listing is not None
         listing.versions.append(version(2, "second"))
@@ -235,7 +235,7 @@ def test_a_new_version_is_called_at_its_own_endpoint(gateway: Gateway, shared_la
     one = shared_lab.endpoint("eve", "one")
     shared_lab.endpoint("eve", "two")
     assert gateway.call(api).status_code == 200
-    with Session(shared_lab.engine) as session, session.begin():
+    with writing(shared_lab.engine) as session:
         listing = session.get(Listing, api.listing_id)
         assert listing is not None
         listing.versions.append(version(2, "two"))

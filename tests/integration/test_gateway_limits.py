@@ -5,8 +5,8 @@ import threading
 from collections import Counter
 
 import pytest
-from sqlalchemy.orm import Session
 
+from kpaas_lab.market.database import writing
 from kpaas_lab.market.models import Usage
 from tests.fixtures.gateway import REQUEST, Gateway, Lab, Subscribed, utc
 from tests.waiting import until
@@ -105,8 +105,8 @@ def test_calls_of_another_gateway_count(lab: Lab) -> None:
 
 
 def test_yesterdays_calls_do_not_count(gateway: Gateway, shared_lab: Lab) -> None:
-    api = shared_lab.listing(subscriber="yesterday", calls_per_day=3)
-    with Session(shared_lab.engine) as session, session.begin():
+    api = shared_lab.listing(subscriber="yesterday", plan="yesterday", calls_per_day=3)
+    with writing(shared_lab.engine) as session:
         session.add(
             Usage(
                 key_id=api.key_id, version_id=1, day=utc().date() - dt.timedelta(days=1), calls=1000, errors=0,
