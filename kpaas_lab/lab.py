@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kpaas_lab import settings as environment
-from kpaas_lab.errors import SettingsError
+from kpaas_lab.errors import NotSubscribedError, SettingsError
 from kpaas_lab.i18n import _
 from kpaas_lab.observation import SliceCheck, SliceTable, observe
 from kpaas_lab.settings import Settings
 from kpaas_lab.slices import SliceProfile, find, load_catalogue
+from kpaas_lab.texttable import plain_table
 from kpaas_lab.widgets import register
 
 if TYPE_CHECKING:
     from kpaas_lab.engines.base import Engine
+    from kpaas_lab.market.client import Listing, Market, Plan, Subscription
+    from kpaas_lab.serving import Endpoint, Endpoints
     from kpaas_lab.training import Run, Runs
 
 
@@ -100,6 +104,129 @@ class Lab:
 
         return runs(self._engine, self.settings)
 
+    # -- serve ---------------------------------------------------------------------------------------------------
+
+    def serve(
+        self,
+        model: Any,
+        *,
+        name: str,
+        slice: str | None = None,
+        replicas: int = 1,
+        example: Any = None,
+        replace: bool = False,
+        **options: Any,
+    ) -> Endpoint:
+        """Serve a model: it answers when this returns, and keeps answering after this kernel has ended.
+
+        Args:
+            model: `run.model`, the folder of a saved model, a torch module, a scikit-learn estimator, or a function of
+                arrays.
+            name: of the endpoint.
+            slice: name of a slice; None is the first CPU slice.
+            replicas: processes that answer.
+            example: an input that the model takes; modules and functions need one.
+            replace: an endpoint of this name, if there is one, changes over to this model without a gap; it stays on
+                its slice, with its replicas.
+            **options: of `kpaas_lab.serving.serve`: max_batch, max_delay, wait.
+
+        Raises:
+            AlreadyExistsError: there is an endpoint of this name.
+            ModelError: the model can't be saved safely.
+            RunFailedError: it doesn't start; with the last lines of its log.
+            UnknownSliceError, NoCapacityError: see `lab.slices()`.
+        """
+        from kpaas_lab.serving import serve
+
+        if replace and name in self.endpoints:
+            return self.endpoints[name].update(model, example=example)
+        return serve(
+            self._engine,
+            self.settings,
+            model,
+            name=name,
+            slice=slice,
+            replicas=replicas,
+            example=example,
+            **options,
+        )
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """All endpoints by name, those of earlier kernels too."""
+        from kpaas_lab.serving import endpoints
+
+        return endpoints(self._engine, self.settings)
+
+    # -- market --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def market(self) -> Market:
+        """The marketplace of this hub.
+
+        Raises:
+            SettingsError: this notebook doesn't run on a hub that has one.
+        """
+        from kpaas_lab.market.client import Market
+
+        mine = self.settings
+        return Market(mine.market_url, mine.token, mine.api_url, home=mine.home)
+
+    def publish(
+        self,
+        endpoint: Endpoint | str,
+        *,
+        title: str,
+        plans: Sequence[Plan],
+        name: str | None = None,
+        description: str = "",
+    ) -> Listing:
+        """Offer an endpoint on the marketplace; published again, it is the listing's next version.
+
+        Args:
+            endpoint: from `lab.serve`, or its name.
+            title: for people.
+            plans: what one can subscribe to; one at least.
+            name: of the listing; None is the endpoint's.
+            description: text or Markdown.
+
+        Raises:
+            NotConformantError: the endpoint doesn't do what its protocol says; one sentence for each failed check.
+            SettingsError: there is no market here, or something in the arguments can't be used.
+        """
+        served = endpoint if isinstance(endpoint, str) else endpoint.name
+        return self.market.publish(
+            name or served, title=title, endpoint=served, plans=_sequence(plans), description=description
+        )
+
+    def listings(self, q: str = "", *, page: int = 1, mine: bool = False) -> Listings:
+        """Search the marketplace, newest first, a page at a time.
+
+        Args:
+            q: words in name, title or description; empty finds all.
+            page: from 1.
+            mine: only those that this learner publishes, withdrawn ones too.
+        """
+        return Listings(self.market.listings(q, page=page, mine=mine))
+
+    def subscribe(self, listing: Listing | str, *, plan: str) -> Subscription:
+        """Subscribe to an API; subscribed already, it is the same subscription. The key is kept in one's own home.
+
+        Args:
+            listing: from `lab.listings`, or "publisher/name".
+            plan: name of one of its plans.
+
+        Raises:
+            NotFoundError: no such listing or plan.
+            AlreadyExistsError: subscribed under another plan.
+        """
+        return self.market.subscribe(listing if isinstance(listing, str) else listing.full_name, plan=plan)
+
+    @property
+    def subscriptions(self) -> Subscriptions:
+        """Active subscriptions by listing: `lab.subscriptions["ann/digits"].predict(images)`."""
+        return Subscriptions({each.listing: each for each in self.market.subscriptions()})
+
     # -- data ----------------------------------------------------------------------------------------------------
 
     @property
@@ -108,6 +235,49 @@ class Lab:
         from kpaas_lab import datasets
 
         return datasets
+
+
+class Listings(tuple["Listing", ...]):
+    """Listings that were found; prints as a table."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        rows = [[each.full_name, each.title, ", ".join(plan.name for plan in each.plans)] for each in self]
+        return plain_table([_("listing"), _("title"), _("plans")], rows) if rows else _("No listing was found.")
+
+
+class Subscriptions(dict[str, "Subscription"]):
+    """Active subscriptions by listing; prints as a table."""
+
+    def __missing__(self, name: str) -> Subscription:
+        """An error with the names there are."""
+        hint = _("Subscriptions: {names}.").format(names=", ".join(self)) if self else _("There are none yet.")
+        raise NoSubscriptionError(_("No subscription of {name!r}.").format(name=name), hint=hint)
+
+    def __repr__(self) -> str:
+        rows = [[name, repr(each.plan)] for name, each in self.items()]
+        return plain_table([_("listing"), _("plan")], rows) if rows else _("No subscriptions yet.")
+
+
+class NoSubscriptionError(NotSubscribedError, KeyError):
+    """No active subscription of that listing; a KeyError too, as of any mapping."""
+
+
+def _sequence(plans: Sequence[Plan]) -> Sequence[Plan]:
+    """Plans as a list, also where one was given alone.
+
+    Raises:
+        SettingsError: none, or something that isn't a plan.
+    """
+    from kpaas_lab.market.client import Plan
+
+    given = [plans] if isinstance(plans, Plan) else list(plans)
+    if not given or not all(isinstance(plan, Plan) for plan in given):
+        raise SettingsError(
+            _("Publishing needs a list of plans."), hint=_('For example plans=[Plan("free", calls_per_day=1000)].')
+        )
+    return given
 
 
 def _engine(settings: Settings, catalogue: Sequence[SliceProfile]) -> Engine:

@@ -12,6 +12,13 @@ _HTML = (
     ("kpaas_lab.observation", "SliceTable", "slices:slices_html"),
     ("kpaas_lab.observation", "SliceCheck", "slices:check_html"),
     ("kpaas_lab.training.submit", "Runs", "tables:runs_html"),
+    ("kpaas_lab.serving", "Endpoint", "endpoint:endpoint_html"),
+    ("kpaas_lab.serving", "Endpoints", "tables:endpoints_html"),
+    ("kpaas_lab.lab", "Listings", "market:listings_html"),
+    ("kpaas_lab.lab", "Subscriptions", "market:subscriptions_html"),
+    ("kpaas_lab.market.client", "Listing", "market:listing_html"),
+    ("kpaas_lab.market.client", "Subscription", "market:subscription_html"),
+    ("kpaas_lab.market.client", "Usage", "market:usage_html"),
 )
 _DISPLAYS = (("kpaas_lab.training.run", "Run", "live:show"),)
 

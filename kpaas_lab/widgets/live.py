@@ -6,14 +6,13 @@ no kernel behind it.
 
 from __future__ import annotations
 
-import contextvars
 import threading
 import time
 from itertools import count
 from typing import Any
 
 from kpaas_lab.errors import LabError
-from kpaas_lab.i18n import _
+from kpaas_lab.i18n import _, language, use_language
 from kpaas_lab.widgets.markup import card
 from kpaas_lab.widgets.run import Picture, RunHandle, draw, take
 
@@ -57,6 +56,7 @@ class LiveView:
 
     def __init__(self, run: RunHandle, picture: Picture) -> None:
         import ipywidgets
+        from IPython.core.getipython import get_ipython
 
         self.run = run
         self._html = ipywidgets.HTML(value=draw(picture), layout={"width": "auto", "margin": "0"})
@@ -64,49 +64,62 @@ class LiveView:
         self._button.on_click(self._cancel)
         _answer_while_busy(self._button)
         self.widget = ipywidgets.VBox([self._html, self._button])
-        self._shown: list[str] = []
-        # The thread speaks the language of whoever displays the run.
-        follow = contextvars.copy_context().run
-        self._thread = threading.Thread(target=follow, args=(self._follow,), name=f"watch {run.name}", daemon=True)
+        self._places: list[str] = []
+        self._looking = threading.Lock()
+        self._language = language()
+        self._events = get_ipython().events  # type: ignore[no-untyped-call]
+        self._events.register("post_run_cell", self._after_cell)
+        self._thread = threading.Thread(target=self._follow, name=f"watch {run.name}", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
         """Whether it still follows the run."""
-        return self._thread.is_alive()
+        return self.widget.comm is not None
 
     def show(self, picture: Picture) -> None:
         """One more place where this view is seen."""
         from IPython.display import display
 
         place = f"kpaas-lab-run-{next(_numbers)}"
-        self._shown.append(place)
+        self._places.append(place)
         # Where there are no widgets, what is seen is the picture of this moment.
         widget = self.widget._repr_mimebundle_() or {}
         display(_bundle(self.run, draw(picture)) | widget, raw=True, display_id=place)  # type: ignore[no-untyped-call]
 
     def _follow(self) -> None:
         period = PERIOD
-        while self.widget.comm is not None:
+        while self.alive:
             time.sleep(period)
             begin = time.monotonic()
+            with use_language(self._language):
+                self._look()
+            period = max(PERIOD, (time.monotonic() - begin) / SHARE)
+
+    def _after_cell(self, _result: Any) -> None:
+        """What ended while a cell ran is final when the cell is: so it stands in a notebook that is run as a batch."""
+        self._look()
+
+    def _look(self) -> None:
+        with self._looking:
+            if not self.alive:
+                return
             try:
                 picture = take(self.run)
             except LabError as error:  # deleted meanwhile, or its folder can't be read
                 self._end(card(error))
                 return
-            html = draw(picture)
             if picture.status.phase.ended:
-                self._end(html)
-                return
-            self._html.value = html
-            period = max(PERIOD, (time.monotonic() - begin) / SHARE)
+                self._end(draw(picture))
+            else:
+                self._html.value = draw(picture)
 
     def _end(self, html: str) -> None:
         from IPython.display import update_display
 
-        for place in self._shown:
+        for place in self._places:
             update_display(_bundle(self.run, html), raw=True, display_id=place)  # type: ignore[no-untyped-call]
+        self._events.unregister("post_run_cell", self._after_cell)
         for widget in (self._html, self._button, self.widget):
             widget.close()
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from kpaas_lab.i18n import _
+from kpaas_lab.widgets.endpoint import replicas, since
 from kpaas_lab.widgets.markup import Html, card, soft, table, tag
 from kpaas_lab.widgets.phases import duration, phase_pill
 from kpaas_lab.widgets.run import RunHandle, take
+
+if TYPE_CHECKING:
+    from kpaas_lab.serving import Endpoint
 
 
 def runs_html(runs: Mapping[str, RunHandle]) -> Html:
@@ -29,6 +34,18 @@ def _run_row(run: RunHandle) -> list[object]:
         duration(picture.seconds) if picture.status.started else "",
         picture.status.slice or "",
     ]
+
+
+def endpoints_html(endpoints: Mapping[str, Endpoint]) -> Html:
+    """All endpoints, oldest first."""
+    if not endpoints:
+        return _empty(_("No endpoints yet."), _("Start one: endpoint = lab.serve(run.model, name='digits')"))
+    rows = [
+        [name, phase_pill(status.phase), replicas(status), status.slice or "", since(status)]
+        for name, endpoint in endpoints.items()
+        for status in [endpoint.status()]
+    ]
+    return card(tag("h4", _("Endpoints")), table([_("endpoint"), _("phase"), _("ready"), _("slice"), _("since")], rows))
 
 
 def _empty(what: str, hint: str) -> Html:
