@@ -8,6 +8,7 @@ from pathlib import Path
 from hub_config import language, names, roles, settings
 from hub_config.machine import this_machine
 from hub_config.spawners import LocalSandboxSpawner
+from hub_config.warm import WarmPool
 from kpaas_lab.slices import Way, load_catalogue
 
 c = get_config()  # type: ignore[name-defined]  # noqa: F821  (JupyterHub puts it there)
@@ -101,6 +102,8 @@ c.LocalSandboxSpawner.sandbox_environment = {
     "KPAAS_LAB_MARKET_URL": f"{lab.public_url}/services/market",
     "KPAAS_LAB_API_URL": f"{lab.public_url}/services/api",
 }
+LocalSandboxSpawner.warm = WarmPool(lab.home / "log" / "warm.log")
+LocalSandboxSpawner.warm.start()
 
 # Pages
 c.JupyterHub.template_paths = language.template_paths()

@@ -19,6 +19,7 @@ from hub_config.language import both, t
 from hub_config.profiles import Holding, Machine, choices, chosen, gpu_for
 from hub_config.server_environment import JUPYTER_CONFIG, environment
 from hub_config.slice_cards import cards
+from hub_config.warm import WarmPool
 from kpaas_lab.errors import EngineError, LabError, UnknownSliceError, http_status
 from kpaas_lab.i18n import COOKIE, N_, _, negotiate, use_language
 from kpaas_lab.slices import SliceCapacity
@@ -39,6 +40,7 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
 
     promised: ClassVar[Promised] = Promised()
     turns: ClassVar[Turns] = Turns(2)
+    warm: ClassVar[WarmPool | None] = None
 
     state_home = Unicode(config=True, help="The state folder (KPAAS_LAB_HOME).")
     catalogue = AnyTrait((), config=True, help="The slices: a tuple of SliceProfile.")
@@ -193,6 +195,7 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
             command=(sys.executable, "-m", "jupyterhub.singleuser"),
             record=self._record_path,
             log=self._log_path,
+            warm=self.warm,
             readable=(JUPYTER_CONFIG, *map(Path, self.readable)),
         )
 

@@ -22,7 +22,7 @@ from hub_config.zygote import runnable
 JUPYTERLAB = (
     "jupyterhub.singleuser",
     "jupyterhub.singleuser.extension",
-    "jupyterlab.labhubapp",
+    "jupyterlab.labapp",  # not labhubapp: importing that turns every handler into the old kind of server's
     "jupyter_core.migrate",
     "jupyter_server_terminals",
     "notebook_shim.nbserver",
