@@ -21,7 +21,7 @@ from kpaas_lab.engines.logfile import LogWriter
 from kpaas_lab.engines.process import Probe, Process
 from kpaas_lab.i18n import _
 
-WATCH = 0.5  # seconds between looks at memory
+WATCH = 0.5  # seconds between looks at memory and processes
 
 
 class Member:
@@ -34,7 +34,7 @@ class Member:
         self.failures = 0
         self.started = 0.0
         self.start_at = 0.0
-        self.over_memory = False
+        self.excess = ""  # why the watch ended it
         self.ready = False
         self.probe: Probe | None = None
         self.probe_at = 0.0
@@ -108,7 +108,7 @@ class Keeper:
         return []
 
     def tick(self, now: float) -> None:
-        """What is due: starts, the memory watch, SIGKILL after the grace."""
+        """What is due: starts, the watch, SIGKILL after the grace."""
         if self.stop_requested and not self.stopping:
             self.stop("Pending" if self.is_service else "Failed", "Killed")
         for member in self.members:
@@ -116,17 +116,21 @@ class Keeper:
                 self.start(member)
         if now >= self.watch_at:
             self.watch_at = now + WATCH
-            self._watch_memory()
+            self._watch()
         if self.kill_at is not None and now >= self.kill_at:
             self.kill_at = now + 1.0
             self.signal_all(signal.SIGKILL)
 
-    def _watch_memory(self) -> None:
-        allowed = self.spec["slice"]["memory_mib"] * limits.MIB
+    def _watch(self) -> None:
+        """End what takes more memory or more processes than its slice has."""
+        own = [member.process.pid for member in self.members if member.process]
+        orphans = limits.adopted(own)
         for member in self.members:
-            if member.process and limits.memory(list(limits.descendants(member.process.pid)), allowed) > allowed:
-                member.over_memory = True
-                member.process.signal(signal.SIGKILL)
+            if member.process:
+                pids = [*limits.descendants(member.process.pid), *(orphans if member.index == 0 else [])]
+                member.excess = member.excess or limits.excess(self.spec["slice"], pids)
+                if member.excess:
+                    member.process.signal(signal.SIGKILL)
         kills = limits.kernel_oom_kills()
         if kills > self.oom_kills:
             self.oom_kills, self.kernel_killed_at = kills, time.monotonic()
@@ -176,7 +180,7 @@ class Keeper:
         """Start a member's process; one that can't be started ends with 127, as in a shell."""
         seed = f"{self.workload['name']}/{member.index}"
         member.started = time.monotonic()
-        member.over_memory = False
+        member.excess = ""
         try:
             member.process = Process(
                 self.workload["command"],
@@ -216,9 +220,10 @@ class Keeper:
     def _on_end(self, member: Member, code: int) -> None:
         member.process = None
         self._flush(member)
-        if code < 0 and not member.over_memory:
-            self._watch_memory()
-            member.over_memory = code == -signal.SIGKILL and time.monotonic() - self.kernel_killed_at < 2 * WATCH
+        if code == -signal.SIGKILL and not member.excess:
+            self._watch()
+            if time.monotonic() - self.kernel_killed_at < 2 * WATCH:
+                member.excess = "OutOfMemory"
         self.on_end(member, code)
 
     def on_end(self, member: Member, code: int) -> None:
@@ -227,8 +232,8 @@ class Keeper:
 
     def reason(self, member: Member, code: int) -> str:
         """One word for an end. 137 is what this library's runtime exits with when it runs out of memory."""
-        if member.over_memory or code == 137:
-            return "OutOfMemory"
+        if member.excess or code == 137:
+            return member.excess or "OutOfMemory"
         return "Killed" if code < 0 else "Error"
 
     # -- the record --------------------------------------------------------------------------------------------

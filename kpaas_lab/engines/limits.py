@@ -1,7 +1,8 @@
 """What a slice means for a process of the local engine. Standard library only: the shim applies it.
 
-Memory is limited twice: by RLIMIT_DATA a process (an allocation fails, with a traceback that says where), and by the
-shim's watch over the sum of a workload's processes (which ends in SIGKILL).
+Memory and processes are limited twice: by RLIMIT_DATA and RLIMIT_NPROC (an allocation or a fork fails, with a traceback
+that says where), and by the shim's watch over all of a workload's processes together (which ends in SIGKILL; the kernel
+excuses root from RLIMIT_NPROC, and a sandbox's root may be the machine's).
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import contextlib
 import math
 import os
 import resource
+import signal
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from kpaas_lab.engines.records import ID_VARIABLE
@@ -86,13 +88,43 @@ def descendants(pid: int) -> Iterator[int]:
     while waiting:
         current = waiting.pop()
         yield current
-        with contextlib.suppress(OSError):
-            for task in os.listdir(f"/proc/{current}/task"):
-                with open(f"/proc/{current}/task/{task}/children") as file:
-                    waiting += [int(child) for child in file.read().split()]
+        waiting += children(current)
 
 
-def memory(pids: list[int], enough: int) -> int:
+def children(pid: int) -> list[int]:
+    """Processes that the process started or adopted."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                found += [int(child) for child in file.read().split()]
+    return found
+
+
+def adopted(own: Collection[int]) -> list[int]:
+    """Disowned processes of the workload, which the kernel gives to the shim (prctl(2), PR_SET_CHILD_SUBREAPER).
+
+    Args:
+        own: children that the shim started itself, and waits for itself.
+    """
+    alive: list[int] = []
+    for pid in children(os.getpid()):
+        if pid not in own:
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                    alive += descendants(pid)
+    return alive
+
+
+def excess(profile: Mapping[str, Any], pids: Sequence[int]) -> str:
+    """Why these processes are more than the slice has; "" where they aren't."""
+    if len(pids) > profile["processes"]:
+        return "TooManyProcesses"
+    allowed = profile["memory_mib"] * MIB
+    return "OutOfMemory" if memory(pids, allowed) > allowed else ""
+
+
+def memory(pids: Sequence[int], enough: int) -> int:
     """Main memory of these processes in bytes, pages that they share counted once.
 
     Their resident sets are added first; the exact sum takes milliseconds and is made only where that passes `enough`.
@@ -146,8 +178,6 @@ def kill_members(workload_id: str) -> None:
             held = os.pidfd_open(pid)
             try:
                 if _has(pid, wanted):
-                    import signal
-
                     signal.pidfd_send_signal(held, signal.SIGKILL)
             finally:
                 os.close(held)

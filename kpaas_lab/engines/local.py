@@ -313,6 +313,8 @@ def _take_lock(folder: Path) -> int | None:
 def _message(name: str, reason: str, exit_code: int | None, profile: Mapping[str, Any]) -> str:
     if reason == "OutOfMemory":
         text = _("{name} used more memory than its slice {slice} has, {memory:,} MiB.")
+    elif reason == "TooManyProcesses":
+        text = _("{name} started more processes than its slice {slice} allows, {processes}.")
     elif reason == "Killed":
         text = _("{name} was killed by signal {signal}.") if exit_code else _("{name} was told to stop from outside.")
     elif reason == "Lost":
@@ -322,7 +324,12 @@ def _message(name: str, reason: str, exit_code: int | None, profile: Mapping[str
     else:
         return ""
     return text.format(
-        name=name, slice=profile["name"], memory=profile["memory_mib"], signal=-(exit_code or 0), code=exit_code
+        name=name,
+        slice=profile["name"],
+        memory=profile["memory_mib"],
+        processes=profile["processes"],
+        signal=-(exit_code or 0),
+        code=exit_code,
     )
 
 

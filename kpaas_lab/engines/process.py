@@ -12,11 +12,16 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 CHUNK = 1 << 16
 DRAIN = 64  # chunks read after the end: more than a pipe holds, and an end to it if something disowned still writes
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever this process's descendants disown, so that it is seen and counted."""
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 class Process:

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from kpaas_lab.engines import limits, records
 from kpaas_lab.engines.job import JobKeeper
+from kpaas_lab.engines.process import adopt_orphans
 from kpaas_lab.engines.service import ServiceKeeper
 
 
 def main(folder: Path, lock: int) -> None:
     """Keep the workload of this folder; `lock` is its lock's descriptor, held already."""
     os.set_inheritable(lock, False)
+    adopt_orphans()
     spec = records.read_json(folder / records.SPEC)
     with contextlib.suppress(FileNotFoundError):
         (folder / records.WAKE).unlink()

@@ -95,6 +95,21 @@ def test_out_of_memory_is_told_apart(bench: Bench, engine: Engine) -> None:
     assert "256 MiB" in status.message
 
 
+def test_a_fork_bomb_is_ended(bench: Bench, engine: Engine) -> None:
+    code = """if True:
+        import os, time
+        while True:
+            try:
+                if os.fork() == 0 and os.fork() > 0: os._exit(0)  # and disowned
+            except OSError:
+                time.sleep(0.01)
+            time.sleep(0.001)"""
+    engine.create(job(bench, "bomb", code))
+    status = ended(engine, "bomb")
+    assert (status.phase, status.reason) == (Phase.FAILED, "TooManyProcesses")
+    assert "64" in status.message
+
+
 def test_an_allocation_beyond_the_slice_fails_where_it_is_made(bench: Bench, engine: Engine) -> None:
     engine.create(job(bench, "allocates", "big = bytearray(1 << 30)", slice="small"))
     assert ended(engine, "allocates").phase is Phase.FAILED
@@ -117,7 +132,7 @@ def test_cancel_ends_the_stubborn_and_their_children(bench: Bench, engine: Engin
         subprocess.Popen(child, start_new_session=True)
         time.sleep(600)"""
     engine.create(job(bench, "stubborn", code))
-    line = until(lambda: next(iter(engine.logs("stubborn")), ""), TIMEOUT, "the child's line")
+    line = next(iter(engine.logs("stubborn", follow=True)))
     assert engine.cancel("stubborn").phase is Phase.CANCELLED
     pid = int(line.split()[1])
     until(lambda: not _alive(pid), TIMEOUT, "end of the child")

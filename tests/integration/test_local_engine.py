@@ -37,7 +37,7 @@ def sleeper(home: Path, name: str = "sleeper") -> Job:
 
 def pids(engine: LocalEngine, name: str) -> tuple[int, int]:
     """Of the workload's process and of its shim."""
-    line = until(lambda: next(iter(engine.logs(name)), ""), TIMEOUT, "first line")
+    line = next(iter(engine.logs(name, follow=True)))
     process, shim = line.split()
     return int(process), int(shim)
 
