@@ -34,7 +34,7 @@ class Tracker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the process, at a low priority; not where KPAAS_LAB_TRACKING is "off"."""
+        """Start the process; not where KPAAS_LAB_TRACKING is "off"."""
         if os.environ.get("KPAAS_LAB_TRACKING") == "off":
             return
         with contextlib.suppress(OSError):
@@ -67,7 +67,6 @@ class Tracker:
 def main(path: Path) -> None:
     """Write to MLflow until the exit code comes on standard input, or the training is gone."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the training decides when this ends
-    os.nice(10)
     # Measured: without this numpy and mlflow start a thread for each core, beside the training's.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import time
 import uuid
 from collections import deque
@@ -157,13 +158,16 @@ class Run:
             WaitTimeoutError: it still runs; nothing is stopped.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        line = _TerminalLine()
         while not (status := self.status).phase.ended:
+            line.show(self)
             if deadline is not None and time.monotonic() >= deadline:
                 raise WaitTimeoutError(
                     _("{name} hasn't ended after {seconds:g} s.").format(name=self.name, seconds=timeout),
                     hint=_("It goes on; wait again, or run.cancel()."),
                 )
             time.sleep(POLL if deadline is None else max(0.0, min(POLL, deadline - time.monotonic())))
+        line.clear()
         if status.phase is Phase.SUCCEEDED:
             return self
         cancelled = status.phase is Phase.CANCELLED
@@ -249,6 +253,26 @@ class Run:
         draft = logs / f".{number}"
         draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         draft.rename(logs / f"{number:04d}.log")
+
+
+class _TerminalLine:
+    """One line at a terminal that follows a run; nothing where nobody would see it change."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._due = time.monotonic() + 1.0
+
+    def show(self, run: Run) -> None:
+        """Once a second."""
+        if self._live and time.monotonic() >= self._due:
+            self._due += 1.0
+            sys.stderr.write(f"\r\x1b[K{run!r}")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live:
+            sys.stderr.write("\r\x1b[K")
 
 
 def make(path: Path, record: Mapping[str, Any], params: Mapping[str, Any], source: str) -> None:
