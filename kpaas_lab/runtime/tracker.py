@@ -15,14 +15,18 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kpaas_lab.i18n import _
 from kpaas_lab.training import folder
 
-PATIENCE = 60.0  # seconds after the end of the training in which everything should be written
+if TYPE_CHECKING:
+    from kpaas_lab.tracking import Tracking
+
+PATIENCE = 120.0  # seconds after the end of the training in which everything should be written
 PATIENCE_STOPPED = 3.0  # the same, where the run was told to stop
 QUIET = 1.0  # seconds of waiting that need no word
-PERIOD = 1.0
+PERIOD, RETRY = 1.0, 10.0
 POLL = 0.2
 
 
@@ -67,26 +71,43 @@ class Tracker:
 def main(path: Path) -> None:
     """Write to MLflow until the exit code comes on standard input, or the training is gone."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the training decides when this ends
-    # Measured: without this numpy and mlflow start a thread for each core, beside the training's.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # the cores are the training's
         os.environ[name] = "1"
     ended: list[str] = []
     reader = threading.Thread(target=lambda: ended.append(sys.stdin.readline().strip()), daemon=True)
     reader.start()
     while not (ended or (path / folder.METRICS).exists()):
         reader.join(POLL)  # importing mlflow would slow the training's own imports
-    try:
-        from kpaas_lab.tracking import Tracking
-
-        tracking = Tracking(path)
-        while not ended:
+    tracking, problem = None, False
+    while True:
+        last = bool(ended)
+        try:
+            tracking = tracking or _tracking(path)
             tracking.write_metrics()
-            reader.join(PERIOD)
-        tracking.finish(int(ended[0]) if ended[0] else None)
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0][:300]
-        text = _("Tracking: MLflow can't be written ({kind}: {error}); the run isn't affected.")
-        _say(text.format(kind=type(error).__name__, error=first))
+            if last:
+                tracking.finish(int(ended[0]) if ended[0] else None)
+            if problem:
+                _say(_("Tracking: MLflow is written again."))
+            problem = False
+        except Exception as error:
+            if not problem:
+                _say_problem(error)
+            problem = True
+        if last:
+            return
+        reader.join(RETRY if problem else PERIOD)
+
+
+def _tracking(path: Path) -> Tracking:
+    from kpaas_lab.tracking import Tracking
+
+    return Tracking(path)
+
+
+def _say_problem(error: Exception) -> None:
+    first = (str(error).splitlines() or [""])[0][:300]
+    text = _("Tracking: MLflow can't be written ({kind}: {error}); the run isn't affected.")
+    _say(text.format(kind=type(error).__name__, error=first))
 
 
 def _say(line: str) -> None:
