@@ -14,9 +14,9 @@ from tests.fixtures.hub import Hub, running_hub
 from tests.waiting import until
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    with running_hub(tmp_path_factory.mktemp("lab")) as running:
+    with running_hub(tmp_path_factory.mktemp("lab"), KPAAS_LAB_OVERCOMMIT="9") as running:
         yield running
 
 
@@ -58,16 +58,16 @@ def test_servers_outlive_a_hub_that_is_killed(hub: Hub) -> None:
 
 
 def test_a_hub_killed_while_a_server_starts_leaves_no_second_one(hub: Hub) -> None:
-    ann = hub.person("ann")
-    ann.choose()
-    path = hub.home / "run" / "sandboxes" / "ann.json"
+    dora = hub.person("dora")
+    dora.choose()
+    path = hub.home / "run" / "sandboxes" / "dora.json"
     until(path.exists, 30, "record of the sandbox", log=hub.layout.log("hub"))
     first = sandbox.load(path)
     hub.kill("hub")
     hub.start("hub")
     hub.wait()
-    ann.start_server()
-    ann.enter()
+    dora.start_server()
+    dora.enter()
     second = sandbox.load(path)
     assert first
     assert second
@@ -77,20 +77,34 @@ def test_a_hub_killed_while_a_server_starts_leaves_no_second_one(hub: Hub) -> No
 
 
 def test_a_server_that_dies_is_noticed_and_can_be_started_again(hub: Hub) -> None:
-    ann = hub.person("ann")
-    ann.start_server()
-    ann.enter()
-    record = sandbox.load(hub.home / "run" / "sandboxes" / "ann.json")
+    emil = hub.person("emil")
+    emil.start_server()
+    emil.enter()
+    record = sandbox.load(hub.home / "run" / "sandboxes" / "emil.json")
     assert record
     os.kill(record.pid, signal.SIGKILL)
-    ann.wait_stopped()
-    page = ann.client.get("/user/ann/lab")
+    emil.wait_stopped()
+    page = emil.client.get("/user/emil/lab")
     assert "Your server is not running" in page.text
-    ann.start_server()
-    ann.enter()
+    emil.start_server()
+    emil.enter()
 
 
-def test_a_port_taken_by_another_learner_shows_them_nothing(hub: Hub) -> None:
+def test_an_endpoint_comes_back_with_its_learners_server(hub: Hub) -> None:
+    frida = hub.person("frida")
+    frida.start_server()
+    frida.enter()
+    assert frida.run_cell(ENGINE + "print(engine.create(service).name)") == "echo\n"
+    ready = ENGINE + "print(engine.get('echo').ready)"
+    until(lambda: frida.run_cell(ready) == "1\n", 60, "ready endpoint")
+    frida.stop_server()
+    frida.start_server()
+    frida.enter()
+    until(lambda: frida.run_cell(ready) == "1\n", 60, "endpoint that came back")
+    frida.stop_server()
+
+
+def test_a_port_taken_by_another_learner_shows_them_nothing() -> None:
     """Another's program listens where a server should: the hub does not send this learner there."""
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         assert not ports.belongs(stranger.getsockname()[1], 1)
@@ -128,4 +142,25 @@ print("held", flush=True)
 time.sleep(600)
 '''
 print(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True).stdout.readline())
+"""
+
+ENGINE = """
+import pathlib, sys
+from kpaas_lab.engines.local import LocalEngine
+from kpaas_lab.settings import from_environment
+from kpaas_lab.slices import load_catalogue
+from kpaas_lab.workloads import Service
+mine = from_environment()
+engine = LocalEngine(mine.home, load_catalogue(mine.slices_file))
+code = '''
+import http.server, os, socketserver
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def address_string(self):
+        return "unix"
+socketserver.UnixStreamServer(os.environ["KPAAS_LAB_LISTEN"].removeprefix("unix:"), Answer).serve_forever()
+'''
+service = Service(name="echo", command=(sys.executable, "-c", code), workdir=pathlib.Path.home())
 """
