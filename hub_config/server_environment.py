@@ -37,6 +37,9 @@ def environment(name: str, holding: Holding, language: str) -> dict[str, str]:
         "JUPYTER_CONFIG_PATH": os.pathsep.join(map(str, config)),
         "JUPYTERHUB_ROOT_DIR": home,
         "JUPYTERHUB_DEFAULT_URL": first_page(),
+        # Processors are shared: threads that spin while they wait for one another take them from the others. Measured
+        # with 2 threads on 2 busy cores: an epoch of the first lesson takes 14.6 s spinning, 0.5 s sleeping.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "KPAAS_LAB_ENGINE": "local",
         "KPAAS_LAB_USER_HOME": f"{home}/.kpaas-lab",
         "KPAAS_LAB_SLICE": holding.profile.name,

@@ -64,7 +64,7 @@ def chart(name: str, points: Sequence[Point], colour: str = _COLOURS[0]) -> Html
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     marks = [
         *(_level(value, values) for value in ticks(*values)),
-        _text(_LEFT, _HEIGHT - 8, _short(steps[0]), "start"),
+        _text(_LEFT, _HEIGHT - 8, _short(finite[0][0]), "start") if len(finite) > 1 else None,
         _text(_WIDTH - _RIGHT, _HEIGHT - 8, _("step {step}").format(step=_short(last[0])), "end"),
         tag("path", d=path, fill="none", stroke=colour, stroke_width="2", stroke_linejoin="round"),
         tag("circle", cx=f"{places[-1][0]:.1f}", cy=f"{places[-1][1]:.1f}", r="3.5", fill=colour),
@@ -143,7 +143,7 @@ def _level(value: float, values: tuple[float, float]) -> Html:
     return join([line, _text(_LEFT - 6, y + 4, _short(value), "end")])
 
 
-def _frame(name: str, note: str, marks: Sequence[Html]) -> Html:
+def _frame(name: str, note: str, marks: Sequence[Html | None]) -> Html:
     shown = name if len(name) <= 24 else f"{name[:23]}…"
     head = [
         _text(_LEFT, 16, shown, "start", font_weight="700"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
-from tests.e2e.shots import WIDE
+from tests.e2e.shots import WIDE, shoot
 
 PAGE = 30_000  # ms, for a page
 SERVER = 90_000  # for a learner's server and its JupyterLab
@@ -34,11 +34,15 @@ class Learner:
         page.goto(address)
         return cls(name, address, context, page)
 
-    def log_in(self, password: str) -> None:
-        """Name and password."""
+    def give_password(self, password: str) -> None:
+        """Send the log-in form."""
         self.page.locator("#username_input").fill(self.name)
         self.page.locator("#password_input").fill(password)
         self.page.locator("#login_submit").click()
+
+    def log_in(self, password: str) -> None:
+        """Be in."""
+        self.give_password(password)
         expect(self.page.locator("#logout")).to_be_visible(timeout=PAGE)
 
     def choose_slice(self, name: str) -> None:
@@ -70,6 +74,21 @@ class Learner:
         """Menu Run, Run All Cells."""
         self.page.get_by_role("menuitem", name=re.compile("^(Run|실행)$")).click()
         self.page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
+
+    def output(self, selector: str) -> Locator:
+        """Something in the outputs of the notebook in front."""
+        return self.page.locator(f".jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea-output {selector}").first
+
+    def errors(self) -> list[str]:
+        """Tracebacks in the notebook in front."""
+        return self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-mod-error").all_inner_texts()
+
+    def shoot_notebook(self, name: str) -> None:
+        """The whole notebook, wide and narrow."""
+        for width in (1280, 390):
+            self.page.set_viewport_size({"width": width, "height": 5200})
+            shoot(self.page, f"{name}-{width}")
+        self.page.set_viewport_size(WIDE)
 
     def stop_server(self) -> None:
         """As at the end of a class."""
