@@ -190,7 +190,7 @@ def get_usage(
     format: Annotated[Literal["json", "csv"], Query()] = "json",
 ) -> Any:
     """By day and by key, for the publisher of a listing or for its subscriber; for nobody else."""
-    report = usage_report(shared, person.name, listing, subscription, from_, to)
+    report = usage_report(shared, person.name, listing, subscription, from_, to, cells=format == "csv")
     if format == "csv":
         return csv_response(report)
     return schemas.UsageModel.of(report)
@@ -203,6 +203,8 @@ def usage_report(
     subscription: str | None,
     first: dt.date | None,
     last: dt.date | None,
+    *,
+    cells: bool,
 ) -> usage.Report:
     """What this person may see."""
     when = usage.period(first, last)
@@ -215,7 +217,7 @@ def usage_report(
             )
         parts = (publisher, name)
     with reading(shared.engine) as session:
-        return usage.visible(session, person, when, listing=parts, subscription_id=subscription or None)
+        return usage.visible(session, person, when, listing=parts, subscription_id=subscription or None, cells=cells)
 
 
 def csv_response(report: usage.Report) -> Response:

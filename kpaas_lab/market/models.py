@@ -192,6 +192,7 @@ class Usage(Base):
     """Calls of one key to one version on one UTC day. `calls` counts all that reached the upstream."""
 
     __tablename__ = "usage"
+    __table_args__ = ({"sqlite_with_rowid": False},)  # kept in the key's order: read in one go
 
     key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
     version_id: Mapped[int] = mapped_column(ForeignKey("listing_versions.id"), primary_key=True)
@@ -207,6 +208,7 @@ class UsageLatency(Base):
     """The same calls by latency: bucket b holds those of [1.1 ** b, 1.1 ** (b + 1)) times 0.1 ms."""
 
     __tablename__ = "usage_latency"
+    __table_args__ = ({"sqlite_with_rowid": False},)
 
     key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
     version_id: Mapped[int] = mapped_column(ForeignKey("listing_versions.id"), primary_key=True)

@@ -21,6 +21,7 @@ from kpaas_lab.market.subscriptions import NewKey
 
 TRY_LABEL = "try-it"
 TRY_SECONDS = 600
+TRY_KEPT = 3  # pages open at once that go on working when another makes a key
 KEYS_SHOWN = 20  # on a usage page; its CSV has all
 
 router = APIRouter(include_in_schema=False)
@@ -108,6 +109,7 @@ def try_key(shared: Shared, person: Sender, publisher: str, name: str) -> Respon
                 _("You aren't subscribed to '{listing}'.").format(listing=f"{publisher}/{name}"),
                 hint=_("Choose a plan on this page first."),
             )
+        subscriptions.retire_labelled(subscription, TRY_LABEL, keep=TRY_KEPT)
         key = subscriptions.add_key(session, subscription, label=TRY_LABEL, expires_in=TRY_SECONDS)
     return JSONResponse({"key": key.text, "expires_in": TRY_SECONDS})
 
@@ -210,7 +212,7 @@ def usage_page(
     format: Annotated[str, Query(pattern="^(html|csv)$")] = "html",
 ) -> Response:
     """Calls, errors and latency: a plot by day, a table by key, CSV."""
-    report = usage_report(shared, person.name, listing, subscription, _date(from_), _date(to))
+    report = usage_report(shared, person.name, listing, subscription, _date(from_), _date(to), cells=format == "csv")
     if format == "csv":
         return csv_response(report)
     with reading(shared.engine) as session:

@@ -208,6 +208,14 @@ def rotate_key(session: Session, subscriber: str, subscription_id: str, key_id: 
     return add_key(session, subscription, label=old.label)
 
 
+def retire_labelled(subscription: Subscription, label: str, *, keep: int) -> None:
+    """Revoke the oldest keys of a label that still work, so that only some are left."""
+    time = now()
+    working = [key for key in subscription.keys if key.label == label and is_active(key, time)]
+    for key in sorted(working, key=lambda key: key.created_at)[: max(len(working) - keep, 0)]:
+        key.revoked_at = time
+
+
 class Expiring(Protocol):
     """A key, as the database or the API has it."""
 

@@ -6,8 +6,9 @@ import csv
 import datetime as dt
 import io
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
@@ -83,7 +84,10 @@ class KeyInfo:
 
 @dataclass(slots=True)
 class Report:
-    """Usage of a period: in all, by day (every day of the period), by key (most calls first), by both."""
+    """Usage of a period: in all, by day (every day of the period), by key (most calls first).
+
+    `cells` has each day of each key; it is empty where it wasn't asked for.
+    """
 
     period: Period
     total: Count
@@ -141,7 +145,13 @@ def period(first: dt.date | None, last: dt.date | None, *, today: dt.date | None
 
 
 def of_subscriber(
-    session: Session, person: str, when: Period, *, subscription_id: str | None = None, listing: Listing | None = None
+    session: Session,
+    person: str,
+    when: Period,
+    *,
+    subscription_id: str | None = None,
+    listing: Listing | None = None,
+    cells: bool = False,
 ) -> Report:
     """A person's own calls: all, of one subscription, or of one listing."""
     where = [Subscription.subscriber == person]
@@ -149,12 +159,12 @@ def of_subscriber(
         where.append(Subscription.id == subscription_id)
     if listing is not None:
         where.append(Subscription.listing_id == listing.id)
-    return _report(session, when, where)
+    return _report(session, when, where, cells=cells)
 
 
-def of_listing(session: Session, listing: Listing, when: Period) -> Report:
+def of_listing(session: Session, listing: Listing, when: Period, *, cells: bool = False) -> Report:
     """All calls of a listing, for its publisher: of its subscribers they see a key's prefix, no name and no label."""
-    report = _report(session, when, [Subscription.listing_id == listing.id])
+    report = _report(session, when, [Subscription.listing_id == listing.id], cells=cells)
     hidden = {info: KeyInfo(info.id, info.prefix, "", info.listing) for info in report.keys}
     return Report(
         report.period,
@@ -166,7 +176,13 @@ def of_listing(session: Session, listing: Listing, when: Period) -> Report:
 
 
 def visible(
-    session: Session, person: str, when: Period, *, listing: tuple[str, str] | None, subscription_id: str | None
+    session: Session,
+    person: str,
+    when: Period,
+    *,
+    listing: tuple[str, str] | None,
+    subscription_id: str | None,
+    cells: bool = False,
 ) -> Report:
     """What a person may see: a listing's usage if they publish it, else their own.
 
@@ -176,6 +192,7 @@ def visible(
         when: the days.
         listing: publisher and name; None for any.
         subscription_id: one of the person's own; None for any.
+        cells: each day of each key too.
 
     Raises:
         NotFoundError: a listing they neither publish nor subscribe to, or a subscription that isn't theirs.
@@ -184,14 +201,14 @@ def visible(
         owned = select(Subscription.id).where(Subscription.id == subscription_id, Subscription.subscriber == person)
         if session.scalar(owned) is None:
             raise NotFoundError(_("No such subscription of yours."), hint=_("Look at your subscriptions."))
-        return of_subscriber(session, person, when, subscription_id=subscription_id)
+        return of_subscriber(session, person, when, subscription_id=subscription_id, cells=cells)
     if listing is None:
-        return of_subscriber(session, person, when)
+        return of_subscriber(session, person, when, cells=cells)
     found = session.scalars(
         select(Listing).where(Listing.publisher == listing[0], Listing.name == listing[1])
     ).one_or_none()
     if found is not None and found.publisher == person:
-        return of_listing(session, found, when)
+        return of_listing(session, found, when, cells=cells)
     mine = found and session.scalar(
         select(Subscription.id).where(Subscription.listing_id == found.id, Subscription.subscriber == person)
     )
@@ -199,11 +216,11 @@ def visible(
         raise NotFoundError(
             _("You have neither published nor subscribed to this listing."), hint=_("Usage is shown to these only.")
         )
-    return of_subscriber(session, person, when, listing=found)
+    return of_subscriber(session, person, when, listing=found, cells=cells)
 
 
-def _report(session: Session, when: Period, where: Sequence[ColumnElement[bool]]) -> Report:
-    """Two queries: the sums by key and day, and the latency buckets by key and day."""
+def _report(session: Session, when: Period, where: Sequence[ColumnElement[bool]], *, cells: bool) -> Report:
+    """The database adds up: only sums come here, and single days of single keys only where they are wanted."""
     infos = {
         row.id: KeyInfo(row.id, row.prefix, row.label, f"{row.publisher}/{row.name}")
         for row in session.execute(
@@ -213,35 +230,38 @@ def _report(session: Session, when: Period, where: Sequence[ColumnElement[bool]]
             .where(*where)
         )
     }
-    cells: dict[tuple[dt.date, KeyInfo], Count] = defaultdict(Count)
-    keys = select(ApiKey.id).join(Subscription, Subscription.id == ApiKey.subscription_id).where(*where)
-    sums = (func.sum(column) for column in (Usage.calls, Usage.errors, Usage.rejected, Usage.bytes_in, Usage.bytes_out))
-    for key, day, *counted in session.execute(
-        select(Usage.key_id, Usage.day, *sums)
-        .where(Usage.key_id.in_(keys), Usage.day.between(when.first, when.last))
-        .group_by(Usage.key_id, Usage.day)
-    ):
-        cells[day, infos[key]].add(*(int(value) for value in counted))
-    for key, day, bucket, calls in session.execute(
-        select(UsageLatency.key_id, UsageLatency.day, UsageLatency.bucket, func.sum(UsageLatency.calls))
-        .where(UsageLatency.key_id.in_(keys), UsageLatency.day.between(when.first, when.last))
-        .group_by(UsageLatency.key_id, UsageLatency.day, UsageLatency.bucket)
-    ):
-        cells[day, infos[key]].latency[bucket] = int(calls)
-    return _summed(when, cells)
-
-
-def _summed(when: Period, cells: Mapping[tuple[dt.date, KeyInfo], Count]) -> Report:
+    wanted = select(ApiKey.id).join(Subscription, Subscription.id == ApiKey.subscription_id).where(*where)
     total = Count()
     days = {day: Count() for day in when.days()}
     keys: dict[KeyInfo, Count] = defaultdict(Count)
-    for (day, info), count in cells.items():
-        for into in (total, days[day], keys[info]):
-            into.add(count.calls, count.errors, count.rejected, count.bytes_in, count.bytes_out)
-            for bucket, calls in count.latency.items():
-                into.latency[bucket] = into.latency.get(bucket, 0) + calls
+    single: dict[tuple[dt.date, KeyInfo], Count] = defaultdict(Count)
+    sums = (func.sum(column) for column in (Usage.calls, Usage.errors, Usage.rejected, Usage.bytes_in, Usage.bytes_out))
+    for key, day, *counted in session.execute(
+        select(Usage.key_id, Usage.day, *sums)
+        .where(Usage.key_id.in_(wanted), Usage.day.between(when.first, when.last))
+        .group_by(Usage.key_id, Usage.day)
+    ):
+        numbers = [int(value) for value in counted]
+        for count in (total, days[day], keys[infos[key]], *([single[day, infos[key]]] if cells else ())):
+            count.add(*numbers)
+
+    def buckets(*by: Any) -> Iterable[Any]:
+        return session.execute(
+            select(*by, UsageLatency.bucket, func.sum(UsageLatency.calls))
+            .where(UsageLatency.key_id.in_(wanted), UsageLatency.day.between(when.first, when.last))
+            .group_by(*by, UsageLatency.bucket)
+        )
+
+    for day, bucket, calls in buckets(UsageLatency.day):
+        days[day].latency[bucket] = int(calls)
+        total.latency[bucket] = total.latency.get(bucket, 0) + int(calls)
+    for key, bucket, calls in buckets(UsageLatency.key_id):
+        keys[infos[key]].latency[bucket] = int(calls)
+    for key, day, bucket, calls in buckets(UsageLatency.key_id, UsageLatency.day) if cells else ():
+        single[day, infos[key]].latency[bucket] = int(calls)
     ranked = dict(sorted(keys.items(), key=lambda pair: (-pair[1].calls, pair[0].prefix)))
-    return Report(when, total, days, ranked, dict(sorted(cells.items(), key=lambda c: (c[0][0], c[0][1].prefix))))
+    by_day = dict(sorted(single.items(), key=lambda pair: (pair[0][0], pair[0][1].prefix)))
+    return Report(when, total, days, ranked, by_day)
 
 
 def to_csv(report: Report) -> str:

@@ -124,6 +124,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["key_id"], ["api_keys.id"], name="fk_usage_key_id_api_keys"),
         sa.ForeignKeyConstraint(["version_id"], ["listing_versions.id"], name="fk_usage_version_id_listing_versions"),
         sa.PrimaryKeyConstraint("key_id", "version_id", "day", name="pk_usage"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "usage_latency",
@@ -137,6 +138,7 @@ def upgrade() -> None:
             ["version_id"], ["listing_versions.id"], name="fk_usage_latency_version_id_listing_versions"
         ),
         sa.PrimaryKeyConstraint("key_id", "version_id", "day", "bucket", name="pk_usage_latency"),
+        sqlite_with_rowid=False,
     )
 
 
