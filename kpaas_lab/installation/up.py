@@ -188,7 +188,8 @@ class Platform:
             left = [one.name for one in supervisor.processes(self.layout) if one.pid]
             if time.monotonic() - told > 3:
                 told = time.monotonic()
-                say(_("Still stopping: {names}. Ctrl-C once more doesn't wait.").format(names=", ".join(left)))
+                names = ", ".join(left) or _("the supervisor")
+                say(_("Still stopping: {names}. Ctrl-C once more doesn't wait.").format(names=names))
             time.sleep(0.05)
 
 

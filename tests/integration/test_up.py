@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -250,6 +251,47 @@ def test_a_terminal(tmp_path: Path, how: str) -> None:
     process.wait(30)
 
 
+# Machines with less than usual
+
+# Bring up the loopback of a new network namespace, and become the rest of the arguments.
+LOOPBACK_UP = """
+import fcntl, os, socket, struct, sys
+with socket.socket() as any_socket:
+    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", 0x1))  # SIOCSIFFLAGS, IFF_UP
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_no_network(tmp_path: Path) -> None:
+    alone = ("unshare", "--net", sys.executable, "-c", LOOPBACK_UP)
+    if subprocess.run([*alone, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("a process can't be taken off the network here: it needs root and unshare")
+    with Platform(tmp_path / "lab", within=alone) as platform:
+        assert status_of(platform.address, "/hub/health") == 0  # it is on another network than this test
+    assert "Everything is stopped." in platform.said()
+
+
+@pytest.mark.parametrize("mounted", ["260m"], indirect=True)
+def test_a_disk_that_fills_up_later(mounted: Path) -> None:
+    """What dies on a full disk comes back, and all is well once there is space again."""
+    with Platform(mounted / "lab") as platform:
+        subprocess.run(["dd", "if=/dev/zero", f"of={mounted}/filler", "bs=1M"], check=False, capture_output=True)
+        assert shutil.disk_usage(mounted).free == 0
+        before = running(platform)
+        for one in before.values():
+            psutil.Process(one.pid).kill()
+
+        def back() -> bool:
+            now = running(platform)
+            return len(now) == 4 and all(one.pid and one.pid != before[one.name].pid for one in now.values())
+
+        until(back, 60, "new processes on a full disk", log=platform.logs)
+        (mounted / "filler").unlink()
+        for path in ("/hub/health", "/services/market/healthz", "/services/api/healthz"):
+            until(lambda path=path: status_of(platform.address, path) == 200, 90, path, log=platform.logs)
+        assert platform.person("ann")
+
+
 # Starts that can't work
 
 
@@ -292,13 +334,13 @@ def test_damaged_secrets_stop_the_start_and_stay(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MiB."""
+def mounted(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A small disk: of 1 MiB, or as the test's parameter says."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small disk")
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={getattr(request, 'param', '1m')}", "tmpfs", disk]
     done = subprocess.run(mount, check=False, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
