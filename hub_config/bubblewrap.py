@@ -120,7 +120,7 @@ def made_files(name: str, uid: int, gid: int, hosts: str) -> dict[str, str]:
         "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
         "/etc/hostname": "lab\n",
         "/etc/hosts": f"{hosts.rstrip()}\n127.0.0.1 localhost lab\n",
-        "/etc/jupyter/jupyter_config.json": JUPYTER_CONFIG,
+        "/etc/jupyter/jupyter_server_config.json": JUPYTER_CONFIG,
     }
 
 

@@ -20,18 +20,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hub_config import bubblewrap
 from hub_config.confine import Limits
 from hub_config.homes import own, place_tree
 from hub_config.sandbox_init import Lines
+from hub_config.warm import NURSERY, WarmPool
 from kpaas_lab.errors import AlreadyExistsError, EngineUnavailableError, SettingsError
 from kpaas_lab.i18n import _
 from kpaas_lab.slices import SliceProfile
-
-if TYPE_CHECKING:
-    from hub_config.warm import WarmPool
 
 __all__ = ["Record", "Sandbox", "limits", "load", "place_tree", "poll", "start", "stop", "stop_all"]
 
@@ -82,6 +80,7 @@ class Sandbox:
         record: `<KPAAS_LAB_HOME>/run/sandboxes/<name>.json`.
         log: where the command's output goes.
         warm: a pool to fork the command from; None to exec it.
+        kernels: a pool to fork notebook kernels from (`kpaas_lab/kernels`); None to exec them.
     """
 
     name: str
@@ -92,6 +91,7 @@ class Sandbox:
     record: Path
     log: Path
     warm: WarmPool | None = None
+    kernels: WarmPool | None = None
     readable: Sequence[Path] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
@@ -236,6 +236,9 @@ def _begin(sandbox: Sandbox, child: subprocess.Popen[bytes], wires: _Wires, sett
     lines.write({**order, "join": joining})
     if joining and sandbox.warm:
         sandbox.warm.join(pid, wires.channel, wires.write_output, settings)
+    if sandbox.kernels and sandbox.kernels.ready():
+        told = {"command": list(NURSERY), "env": {"LANG": "C.UTF-8"}, "workdir": order["workdir"]}
+        sandbox.kernels.join(pid, wires.channel, wires.write_output, settings, told)
     return record
 
 

@@ -80,8 +80,8 @@ def files_in_memory(folders: tuple[str, ...] = ("/tmp", "/run", "/dev/shm")) -> 
     return used + sum(int(fields[14]) for fields in segments if len(fields) > 14)
 
 
-def over(limit: int, files: int) -> list[Usage]:
-    """The processes, biggest first, if together they use more than the limit; else nothing.
+def measured(limit: int, files: int) -> list[Usage]:
+    """The processes, biggest first, if together they may use more than the limit; else nothing.
 
     The sum of resident sizes is never less than the true sum and cheap; only when it is over is the true one read.
     """
@@ -89,8 +89,6 @@ def over(limit: int, files: int) -> list[Usage]:
     if files + sum(_resident(pid) for pid in pids) <= limit:
         return []
     usages = [Usage(pid, _proportional(pid), _read(f"/proc/{pid}/comm").strip()) for pid in pids]
-    if files + sum(usage.memory for usage in usages) <= limit:
-        return []
     return sorted(usages, key=lambda usage: usage.memory, reverse=True)
 
 
@@ -116,21 +114,22 @@ class Police:
         self.limit = limit
         self.events = events
 
-    def check(self, server: int) -> None:
-        """Kill what is too big, until it fits, and write down what and why."""
+    def check(self, server: int) -> float:
+        """Kill what is too big, until it fits, and write down what and why; seconds until it is worth another look."""
         for _round in range(8):
             files = files_in_memory()
-            usages = over(self.limit, files)
-            chosen = choose(usages, server)
-            if chosen is None:
-                return
+            usages = measured(self.limit, files)
             used = files + sum(usage.memory for usage in usages)
+            chosen = choose(usages, server) if used > self.limit else None
+            if chosen is None:
+                # Reading true sizes costs milliseconds a process: seldom while there is room.
+                return 1.0 if usages and used < self.limit * 0.6 else 0.25
             _signal(chosen.pid, signal.SIGKILL)
             self._write_down(chosen, used, files)
             deadline = time.monotonic() + 2
             while _resident(chosen.pid) and time.monotonic() < deadline:
-                _reap()
                 time.sleep(0.01)
+        return 0.25
 
     def _write_down(self, killed: Usage, used: int, files: int) -> None:
         event = {
@@ -269,8 +268,7 @@ def watch(server: int, child: bool, output: int, log: int, police: Police) -> in
         if ended in readable and not child:
             return 0
         if time.monotonic() >= next_check:
-            police.check(server)
-            next_check = time.monotonic() + 0.25
+            next_check = time.monotonic() + police.check(server)
 
 
 def main(settings_json: str) -> int:

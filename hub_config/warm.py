@@ -45,6 +45,23 @@ JUPYTERLAB = (
     ),
     "jupyter_server.services.shutdown",
 )
+# What a notebook kernel imports until it answers, and what lessons import first: `kpaas_lab/kernels`.
+KERNELS = (
+    "ipykernel.kernelapp",
+    "ipykernel.ipkernel",
+    "ipykernel.debugger",
+    "IPython.core.completer",
+    "IPython.core.interactiveshell",
+    "matplotlib_inline.backend_inline",
+    "ipywidgets",
+    "threadpoolctl",
+    "numpy",
+    "torch",
+    "kpaas_lab",
+)
+# The warm process of kernels; one thread of numpy's, else it couldn't be forked safely. Kernels use all their cores.
+KERNELS_ENV = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+NURSERY = ("python", "-m", "kpaas_lab.kernels.nursery")
 RETRY_SECONDS = 10.0
 
 
@@ -121,18 +138,31 @@ class WarmPool:
                 self._is_ready = bool(self._orders.recv(256))
             return self._is_ready
 
-    def join(self, pid: int, channel: socket.socket, output: int, settings: Mapping[str, Any]) -> None:
-        """Send a server into the sandbox whose first process is `pid`; that one tells it what to run.
+    def join(
+        self,
+        pid: int,
+        channel: socket.socket,
+        output: int,
+        settings: Mapping[str, Any],
+        told: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Send a process into the sandbox whose first process is `pid`.
 
         Nothing is raised: where it fails, the sandbox sees its socket closed and starts the server itself.
+
+        Args:
+            pid: as seen here.
+            channel: to the first process, which says what to run.
+            output: descriptor of what the process prints to.
+            settings: uid, gid and limits.
+            told: `{"command", "env", "workdir"}` to run instead, beside the server; the warm process sees it.
         """
         with contextlib.suppress(OSError), self._lock:
             pidfd = os.pidfd_open(pid)
             try:
                 if self._orders:
-                    message = json.dumps(
-                        {name: settings[name] for name in ("uid", "gid", "limits")} | {"pid": pid}
-                    ).encode()
+                    order = {name: settings[name] for name in ("uid", "gid", "limits")} | {"pid": pid, "told": told}
+                    message = json.dumps(order).encode()
                     socket.send_fds(self._orders, [message], [pidfd, channel.fileno(), output])
             finally:
                 os.close(pidfd)

@@ -83,17 +83,27 @@ def become_server(order: dict[str, Any], channel: int, output: int) -> list[str]
     confine.scope_abstract_sockets()
     confine.drop_privileges(order["uid"], order["gid"], limits["shared_memory_files"])
     confine.prctl(confine.PR_SET_DUMPABLE, 1)  # as any process that was exec'ed; without it /proc/self is closed
-    lines = Lines(socket.socket(fileno=3))
-    lines.write({"pid": os.getpid()})
-    told = lines.read(30)
-    if told is None:
-        raise ConnectionError("the sandbox did not wait")
-    lines.connection.close()
+    with socket.socket(fileno=3) as connection:
+        told = order["told"] or ask_the_sandbox(connection)
     os.environ.clear()
     os.environ.update(told["env"])
     os.chdir(told["workdir"])
     command: list[str] = told["command"]
     return command
+
+
+def ask_the_sandbox(channel: socket.socket) -> dict[str, Any]:
+    """What to run, from the sandbox's first process, which takes this one for the server from now on.
+
+    Raises:
+        ConnectionError: it no longer waits.
+    """
+    lines = Lines(channel)
+    lines.write({"pid": os.getpid()})
+    told = lines.read(30)
+    if told is None:
+        raise ConnectionError("the sandbox did not wait")
+    return told
 
 
 def run(command: Sequence[str]) -> None:

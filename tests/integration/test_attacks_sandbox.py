@@ -319,6 +319,14 @@ def test_one_process_with_too_much_memory(ann: Learner) -> None:
     assert (event["event"], event["reason"], event["limit_mib"]) == ("killed", "memory", 512)
 
 
+def test_a_server_that_is_itself_too_big(ann: Learner) -> None:
+    """Nothing else is worth ending: the server goes, and its sandbox with it."""
+    record = ann.python("kept = []\nwhile True: kept.append(bytearray(b'x') * (16 << 20))")
+    assert ann.finish(record) == 128 + 9
+    (event,) = events(ann)
+    assert event["pid"] == 2
+
+
 def test_many_processes_with_too_much_memory(ann: Learner) -> None:
     printed = attack(
         ann,

@@ -12,7 +12,7 @@ import pytest
 from hub_config import bubblewrap
 
 UID = 54321
-AGAIN = ("test_sandbox.py", "test_attacks_sandbox.py", "test_sandbox_warm.py")
+AGAIN = ("test_sandbox.py", "test_attacks_sandbox.py", "test_sandbox_warm.py", "test_sandbox_kernels.py")
 
 # Becomes that user for good, then runs the tests.
 BECOME = """

@@ -100,7 +100,7 @@ def test_a_learners_line_in_the_made_files() -> None:
     files = bubblewrap.made_files("ann", 200_000, 200_000, "10.0.0.1 registry")
     assert "ann:x:200000:200000:ann:/home/ann:/bin/bash\n" in files["/etc/passwd"]
     assert "10.0.0.1 registry\n" in files["/etc/hosts"]
-    assert '"ipc"' in files["/etc/jupyter/jupyter_config.json"]
+    assert '"ipc"' in files["/etc/jupyter/jupyter_server_config.json"]
 
 
 def test_of_this_repository_only_the_readable_part_is_shown(tmp_path: Path) -> None:
