@@ -16,7 +16,7 @@ KSERVE = (
     "kserve==0.15.2",
     "setuptools<81",
 )  # kserve imports pkg_resources' successor lazily but still needs setuptools
-LITSERVE = ("litserve==0.2.17",)
+LITSERVE = ("litserve==0.2.17", "numpy==2.4.6")
 
 
 class PeerUnavailableError(Exception):

@@ -8,13 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_iris
+from sklearn.ensemble import (
+    BaggingClassifier,
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+)
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 
 from kpaas_lab import models
 from kpaas_lab.errors import ModelError
@@ -106,3 +117,77 @@ def test_a_foreign_file_with_an_unsafe_type_isnt_built(tmp_path: Path) -> None:
     file.write_bytes(data)
     with pytest.raises(ModelError, match="OwnClassifier"):
         models.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        DecisionTreeClassifier(),
+        RandomForestClassifier(5),
+        GradientBoostingClassifier(n_estimators=3),
+        HistGradientBoostingClassifier(max_iter=3),
+        BaggingClassifier(n_estimators=3, max_features=2),
+        KNeighborsClassifier(),
+        MLPClassifier(max_iter=5),
+        GaussianProcessClassifier(),
+        CalibratedClassifierCV(LogisticRegression()),
+        make_pipeline(OneHotEncoder(handle_unknown="ignore"), RandomForestClassifier(3)),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_learners_use_is_served_as_it_is(tmp_path: Path, estimator: Any) -> None:
+    X, y = load_iris(return_X_y=True)
+    estimator.fit(X, y)
+    models.save(estimator, tmp_path / "model", example=X[:3])
+    out = models.load(tmp_path / "model", threads=1).predict({"x": X})
+    assert np.array_equal(out["predict"], estimator.predict(X))
+
+
+def _bend(tree: Any, field: str, value: int) -> None:
+    state = tree.__getstate__()
+    nodes = state["nodes"].copy()
+    nodes[field][0] = value
+    tree.__setstate__({**state, "nodes": nodes})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("left_child", 10**6), ("right_child", -5), ("left_child", 0), ("feature", 10**6), ("feature", -7)],
+)
+def test_a_tree_that_points_outside_of_itself_is_refused(tmp_path: Path, field: str, value: int) -> None:
+    X, y = load_iris(return_X_y=True)
+    forest = RandomForestClassifier(3, random_state=0).fit(X, y)
+    _bend(forest.estimators_[1].tree_, field, value)
+    with pytest.raises(ModelError, match="points outside of itself"):
+        models.save(make_pipeline(StandardScaler().fit(X), forest), tmp_path / "model", example=X[:2])
+    boosted = HistGradientBoostingClassifier(max_iter=2).fit(X, y)
+    nodes = boosted._predictors[0][0].nodes
+    names = {"left_child": "left", "right_child": "right", "feature": "feature_idx"}
+    nodes[names[field]][0] = value % 2**31 if field == "feature" else abs(value)
+    if (field, value) != ("right_child", -5):  # five is a node that is there
+        with pytest.raises(ModelError, match="points outside of itself"):
+            models.save(boosted, tmp_path / "model", example=X[:2])
+
+
+def test_a_tree_of_more_features_than_its_forest_takes_is_refused(tmp_path: Path) -> None:
+    X, y = load_iris(return_X_y=True)
+    forest = RandomForestClassifier(3, random_state=0).fit(X, y)
+    forest.n_features_in_ = 1
+    with pytest.raises(ModelError, match="points outside of itself"):
+        models.save(forest, tmp_path / "model", example=X[:2, :1])
+
+
+def test_neighbours_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    X, y = load_iris(return_X_y=True)
+    for place, change in (
+        (1, lambda indices: indices + 10**6),
+        (6, lambda count: count * 1000),
+        (5, lambda levels: levels + 9),
+    ):
+        model = KNeighborsClassifier(algorithm="kd_tree").fit(X, y)
+        state = list(model._tree.__getstate__())
+        state[place] = change(state[place])
+        model._tree.__setstate__(tuple(state))
+        with pytest.raises(ModelError, match="points outside of itself"):
+            models.save(model, tmp_path / "model", example=X[:2])

@@ -11,6 +11,7 @@ import numpy as np
 from kpaas_lab.errors import ModelError
 from kpaas_lab.i18n import _
 from kpaas_lab.models.examples import Dumped, Run, as_array, learn
+from kpaas_lab.models.formats.sklearn_types import TRUSTED, check_trees
 from kpaas_lab.models.manifest import Manifest
 from kpaas_lab.oip.tensors import Array
 
@@ -55,13 +56,16 @@ def load(data: bytes, manifest: Manifest, threads: int) -> Run:
 def _checked(data: bytes) -> Any:
     import skops.io
 
-    names = skops.io.get_untrusted_types(data=data)
+    asked = skops.io.get_untrusted_types(data=data)
+    names = sorted(set(asked) - TRUSTED)
     if names:
         raise ModelError(
             _("The estimator holds types that aren't known to be safe: {names}.").format(names=", ".join(names[:10])),
             hint=_("Use scikit-learn's own parts, or serve a function that calls yours."),
         )
-    return skops.io.loads(data, trusted=[])
+    estimator = skops.io.loads(data, trusted=asked)
+    check_trees(estimator)
+    return estimator
 
 
 def _check_fitted(model: Any) -> None:
