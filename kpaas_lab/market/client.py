@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 import httpx
 
-from kpaas_lab.errors import EngineUnavailableError, LabError, NotAuthorizedError, SettingsError, from_http
+from kpaas_lab.errors import EngineUnavailableError, LabError, ModelError, NotAuthorizedError, SettingsError, from_http
 from kpaas_lab.i18n import _, language
-from kpaas_lab.market.calls import Inputs, predict
+from kpaas_lab.market.calls import predict
 from kpaas_lab.market.keystore import KeyStore, StoredKey
 
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # publishing waits for the checks of the endpoint
@@ -144,23 +144,35 @@ class Subscription:
         """The beginning of the key that this notebook uses."""
         return self.market.key_of(self).text[:12]
 
-    def predict(self, inputs: Inputs | None = None, /, **more: Any) -> Any:
+    def predict(self, data: Any, *, output: str | None = None, timeout: float = 60.0) -> Any:
         """Call the API.
 
         Args:
-            inputs: an array for an API of one input, or a mapping by input name.
-            **more: inputs by name, further ones or all.
+            data: an array (or tensor, or list) of rows for an API of one input, or a dict by input name. One row
+                without its batch dimension is answered by one row.
+            output: of several outputs only this one.
+            timeout: seconds.
 
         Returns:
-            An array where the API gives one output, else a dict by output name.
+            An array where there is one output, else a dict of arrays by name.
 
         Raises:
             QuotaExceededError: over the plan; `retry_after` says how long to wait.
-            NotSubscribedError: the key was revoked or the subscription cancelled.
+            NotSubscribedError: the subscription was cancelled. NotAuthorizedError: the key was revoked.
             ModelError: an input of a wrong shape or type.
         """
-        listing = self.market.listing_schema(self.listing)
-        return predict(self.market.http, self.url, listing, self.market.key_of(self).text, inputs, more)
+        known = self.market.schema(self.listing)
+        try:
+            return self._call(known, data, output, timeout)
+        except ModelError:
+            newest = self.market.schema(self.listing, again=True)  # it may be another version by now
+            if newest["version"] == known["version"]:
+                raise
+            return self._call(newest, data, output, timeout)
+
+    def _call(self, listing: Mapping[str, Any], data: Any, output: str | None, timeout: float) -> Any:
+        key = self.market.key_of(self).text
+        return predict(self.market.http, self.url, listing, key, data, output=output, timeout=timeout)
 
     def usage(self, *, first: dt.date | None = None, last: dt.date | None = None) -> Usage:
         """Its calls; the last 30 days by default."""
@@ -231,7 +243,7 @@ class Market:
             description: text or Markdown.
             model: its name in the protocol's paths; the endpoint's where it is left out.
             schema: what it must serve, `{"inputs": [...], "outputs": [...]}`; what it serves where it is left out.
-            example: a request that works; one of zeros where it is left out.
+            example: a request that works; the endpoint's own where it is left out.
 
         Raises:
             NotConformantError: with a sentence for each check that the endpoint failed.
@@ -255,9 +267,9 @@ class Market:
         """One listing, `publisher/name`, with its schema and versions."""
         return self._listing(self.request("GET", f"/listings/{_path(full_name)}"))
 
-    def listing_schema(self, full_name: str) -> Mapping[str, Any]:
-        """A listing's model and schema, asked for once."""
-        if full_name not in self._schemas:
+    def schema(self, full_name: str, *, again: bool = False) -> Mapping[str, Any]:
+        """A listing's version, model and schema; asked for once, or again."""
+        if again or full_name not in self._schemas:
             self._schemas[full_name] = self.listing(full_name).raw
         return self._schemas[full_name]
 

@@ -99,7 +99,7 @@ class Examiner:
         endpoint: its name.
         model: the model's name in the protocol's paths.
         schema: the declared one, None to take the served one.
-        example: a request that works, None to make one of zeros.
+        example: a request that works, None to take the endpoint's own, or to make one of zeros.
         question_timeout: seconds for one answer, whole.
         timeout: seconds for all.
     """
@@ -206,6 +206,8 @@ class Examiner:
                 )
 
     async def _check_example(self) -> None:
+        if self.example is None:
+            self.example = await self._served_example()
         body = self._example()
         path = f"/v2/models/{self.model}/infer"
         answer = await self._ask("POST", path, body)
@@ -230,6 +232,14 @@ class Examiner:
 
     async def _check_unknown_model(self) -> None:
         await self._expect_refusal("/v2/models/no-such-model/infer", b'{"inputs": []}')
+
+    async def _served_example(self) -> dict[str, Any] | None:
+        """The one that an endpoint of the lab offers (its server's extension "example"), if it is small enough."""
+        try:
+            answer = await self._ask("GET", f"/v2/models/{self.model}/example", limit=MAX_EXAMPLE)
+            return answer.json("example") if answer.status == 200 else None
+        except _Failed:
+            return None
 
     def _example(self) -> bytes:
         """The example as it is sent and stored."""

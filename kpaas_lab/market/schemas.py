@@ -87,7 +87,7 @@ class PublishBody(Body):
         examples=[{"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 64]}]}],
     )
     example: dict[str, Any] | None = Field(
-        default=None, description="A request that works, shown to subscribers; left out, one of zeros is made."
+        default=None, description="A request that works, shown to subscribers; left out, the endpoint's own is taken."
     )
     plans: list[PlanModel] = Field(min_length=1, max_length=10)
 

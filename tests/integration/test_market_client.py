@@ -39,8 +39,9 @@ def test_the_whole_path(market_site: Site, tmp_path: Path) -> None:
     assert (tmp_path / "bob" / "keys.json").stat().st_mode & 0o777 == 0o600
     np.testing.assert_allclose(api.predict([[1, 2, 3, 4]]), [10.0])
     np.testing.assert_allclose(api.predict({"x": np.ones((2, 4))}), [4.0, 4.0])
+    assert api.predict([1, 2, 3, 4.5]) == 10.5, "one row is answered by one row"
     with pytest.raises(ModelError, match="wrong"):
-        api.predict(wrong=[[1]])
+        api.predict({"wrong": [[1]]})
     with pytest.raises(ModelError, match="x"):
         api.predict([[1, 2, 3]])
     with pytest.raises(QuotaExceededError, match="free") as over:

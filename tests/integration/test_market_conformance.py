@@ -103,6 +103,13 @@ async def test_one_that_conforms(learners: Path) -> None:
     assert finding.example == {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0.0, 0.0]}]}
 
 
+async def test_its_own_example_is_taken(learners: Path) -> None:
+    own = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [3.0, 4.0]}]}
+    async with serving(learners, but("/v2/models/digits/example", (200, own))):
+        finding = await Examiner(learners, "ann", "digits", "digits").examine()
+    assert finding.example == own
+
+
 async def test_none_runs(learners: Path) -> None:
     with pytest.raises(NotConformantError) as caught:
         await Examiner(learners, "ann", "digits", "digits").examine()
