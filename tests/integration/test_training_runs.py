@@ -28,7 +28,7 @@ from kpaas_lab.workloads import Phase
 from tests.contract.engines import CATALOGUE, cpu_slice
 from tests.waiting import until
 
-TIMEOUT = 90
+TIMEOUT = 150
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -15,7 +15,7 @@ from kpaas_lab.training import Run, train
 from kpaas_lab.workloads import Phase
 from tests.contract.engines import CATALOGUE
 
-TIMEOUT = 120
+TIMEOUT = 150
 
 
 @pytest.fixture
