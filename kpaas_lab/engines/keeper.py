@@ -117,6 +117,8 @@ class Keeper:
         if now >= self.watch_at:
             self.watch_at = now + WATCH
             self._watch()
+            if self._is_forgotten():
+                self.stop("Cancelled", "")
         if self.kill_at is not None and now >= self.kill_at:
             self.kill_at = now + 1.0
             self.signal_all(signal.SIGKILL)
@@ -134,6 +136,16 @@ class Keeper:
         kills = limits.kernel_oom_kills()
         if kills > self.oom_kills:
             self.oom_kills, self.kernel_killed_at = kills, time.monotonic()
+
+    def _is_forgotten(self) -> bool:
+        """Whether somebody removed the whole home: nobody could stop the workload any more."""
+        try:
+            (self.folder / records.SPEC).stat()
+        except FileNotFoundError:
+            return not self.stopping
+        except OSError:
+            return False
+        return False
 
     def read_control(self) -> None:
         """Stop where that is wanted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +107,13 @@ def test_a_creator_killed_half_way_leaves_no_name(engine: LocalEngine, tmp_path:
     assert engine.list() == []
     engine.restore()
     assert not draft.exists()
+
+
+def test_a_removed_home_leaves_no_process(engine: LocalEngine, tmp_path: Path) -> None:
+    engine.create(sleeper(tmp_path))
+    process, shim = pids(engine, "sleeper")
+    shutil.rmtree(tmp_path / "workloads")
+    until(lambda: gone(process) and gone(shim), TIMEOUT, "end of process and shim")
 
 
 def test_a_full_disk_is_said_and_leaves_no_name(small_disk: Path) -> None:
