@@ -83,8 +83,8 @@ def _batching(model: Path, body: bytes) -> Iterator[Row]:
     figures = {}
     for batch in (1, 32):
         with _ours(model, "--max-batch", str(batch), "--threads", "1") as (_pid, port):
-            _load(port, path, body, requests=100, connections=32)
-            figures[batch] = _load(port, path, body, requests=1500, connections=32)
+            _load(port, path, body, requests=64, connections=32)
+            figures[batch] = _load(port, path, body, requests=300 if batch == 1 else 1500, connections=32)
     one, many = figures[1], figures[32]
     ratio = many.per_second / one.per_second
     peer = "the same with max_batch=1"
