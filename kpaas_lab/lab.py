@@ -272,7 +272,7 @@ def _sequence(plans: Sequence[Plan]) -> Sequence[Plan]:
     """
     from kpaas_lab.market.client import Plan
 
-    given = [plans] if isinstance(plans, Plan) else list(plans)
+    given = [plans] if isinstance(plans, Plan) else list(plans) if isinstance(plans, Sequence) else []
     if not given or not all(isinstance(plan, Plan) for plan in given):
         raise SettingsError(
             _("Publishing needs a list of plans."), hint=_('For example plans=[Plan("free", calls_per_day=1000)].')

@@ -11,7 +11,7 @@ from tests.e2e.shots import WIDE, shoot
 
 PAGE = 30_000  # ms, for a page
 SERVER = 90_000  # for a learner's server and its JupyterLab
-CELL = 120_000  # for a cell that trains
+CELL = 240_000  # for a cell that trains
 
 
 @dataclass
@@ -86,7 +86,8 @@ class Learner:
     def shoot_notebook(self, name: str) -> None:
         """The whole notebook, wide and narrow."""
         for width in (1280, 390):
-            self.page.set_viewport_size({"width": width, "height": 5200})
+            self.page.set_viewport_size({"width": width, "height": 3600})
+            self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell").first.scroll_into_view_if_needed()
             shoot(self.page, f"{name}-{width}")
         self.page.set_viewport_size(WIDE)
 
