@@ -8,12 +8,14 @@ learner has is never touched again.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+log = logging.getLogger("kpaas_lab.courses")
 COURSES = Path(__file__).resolve().parent.parent / "courses"
 LEFT_OUT = frozenset({".ipynb_checkpoints", "__pycache__", ".DS_Store"})
 
@@ -51,7 +53,7 @@ def release_view(course: Path, cache: Path) -> Path:
             target = partial / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             if relative.suffix == ".ipynb":
-                target.write_text(released((source / relative).read_text(encoding="utf-8")), encoding="utf-8")
+                _release(source / relative, target)
             else:
                 shutil.copyfile(source / relative, target)
         partial.chmod(0o755)
@@ -61,6 +63,24 @@ def release_view(course: Path, cache: Path) -> Path:
         if not view.is_dir():  # unless another start made the same view meanwhile
             raise
     return view
+
+
+def _release(notebook: Path, target: Path) -> None:
+    try:
+        target.write_text(released(notebook.read_text(encoding="utf-8")), encoding="utf-8")
+    except OSError:
+        raise
+    except Exception:  # nbformat's and nbgrader's many kinds; it must not keep learners out, nor show them a solution
+        log.exception("%s has no release view, so learners don't get it.", notebook)
+
+
+def release_all(cache: Path) -> None:
+    """Make every course's release view, so that no learner waits for it."""
+    for course in courses():
+        try:
+            release_view(course, cache)
+        except OSError:
+            log.exception("The release view of %s could not be made.", course)
 
 
 def released(notebook: str) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hub_config import language, names, roles, settings
+from hub_config import course_folder, language, names, roles, settings
+from hub_config.authenticator import LabAuthenticator
 from hub_config.machine import this_machine
+from hub_config.server_environment import forks_kernels
 from hub_config.spawners import LocalSandboxSpawner
-from hub_config.warm import WarmPool
+from hub_config.warm import KERNELS, KERNELS_ENV, WarmPool
 from kpaas_lab.slices import Way, load_catalogue
 
 c = get_config()  # type: ignore[name-defined]  # noqa: F821  (JupyterHub puts it there)
@@ -40,7 +42,7 @@ c.TraefikFileProviderProxy.traefik_api_password = lab.secrets.traefik_password
 c.TraefikFileProviderProxy.traefik_entrypoint = "http"
 
 # Who may log in
-c.JupyterHub.authenticator_class = "shared-password"
+c.JupyterHub.authenticator_class = LabAuthenticator
 c.SharedPasswordAuthenticator.user_password = lab.secrets.user_password
 c.SharedPasswordAuthenticator.admin_password = lab.secrets.admin_password
 c.Authenticator.admin_users = {lab.secrets.admin_user}
@@ -102,8 +104,14 @@ c.LocalSandboxSpawner.sandbox_environment = {
     "KPAAS_LAB_MARKET_URL": f"{lab.public_url}/services/market",
     "KPAAS_LAB_API_URL": f"{lab.public_url}/services/api",
 }
+course_folder.release_all(state / "courses")
+
+# What servers and notebook kernels are forked from
 LocalSandboxSpawner.warm = WarmPool(lab.home / "log" / "warm.log")
 LocalSandboxSpawner.warm.start()
+if forks_kernels():
+    LocalSandboxSpawner.kernels = WarmPool(lab.home / "log" / "warm-kernels.log", KERNELS, KERNELS_ENV)
+    LocalSandboxSpawner.kernels.start()
 
 # Pages
 c.JupyterHub.template_paths = language.template_paths()

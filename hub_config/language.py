@@ -44,7 +44,7 @@ def t(message: str, /, **fields: object) -> Markup:
 
 
 def t_attr(name: str, message: str, /, **fields: object) -> Markup:
-    """An attribute in both languages; the name `text` is the element's own text (for `<title>`, which holds no spans).
+    """An attribute in both languages.
 
     Example:
         >>> t_attr("title", "OK")
@@ -53,8 +53,6 @@ def t_attr(name: str, message: str, /, **fields: object) -> Markup:
     texts = _in_each(lambda: _(message).format(**fields))
     english = texts["en"].unescape()
     data = json.dumps({name: [english, texts["ko"].unescape()]}, ensure_ascii=False)
-    if name == "text":
-        return Markup('data-t="{}"').format(data)
     return Markup('{}="{}" data-t="{}"').format(name, english, data)
 
 

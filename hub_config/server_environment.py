@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import jupyterhub  # type: ignore[import-untyped]
@@ -13,6 +14,7 @@ from hub_config.profiles import Holding
 from kpaas_lab.slices import Way
 
 JUPYTER_CONFIG = Path(__file__).parent / "jupyter"
+PROVISIONER = "kpaas-lab-warm"
 # Where the MPS daemon listens unless it is told otherwise (docs.nvidia.com, Multi-Process Service).
 MPS_PIPE = "/tmp/nvidia-mps"  # noqa: S108
 
@@ -44,8 +46,14 @@ def environment(name: str, holding: Holding, language: str) -> dict[str, str]:
         "KPAAS_LAB_USER_HOME": f"{home}/.kpaas-lab",
         "KPAAS_LAB_SLICE": holding.profile.name,
         "KPAAS_LAB_LANG": language,
+        **({"JUPYTER_DEFAULT_PROVISIONER_NAME": PROVISIONER} if forks_kernels() else {}),
         **_device(holding),
     }
+
+
+def forks_kernels() -> bool:
+    """Whether this environment has the provisioner that forks kernels (`kpaas_lab/kernels`) among its entry points."""
+    return bool(entry_points(group="jupyter_client.kernel_provisioners", name=PROVISIONER))
 
 
 def programs() -> list[Path]:

@@ -41,6 +41,7 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
     promised: ClassVar[Promised] = Promised()
     turns: ClassVar[Turns] = Turns(2)
     warm: ClassVar[WarmPool | None] = None
+    kernels: ClassVar[WarmPool | None] = None
 
     state_home = Unicode(config=True, help="The state folder (KPAAS_LAB_HOME).")
     catalogue = AnyTrait((), config=True, help="The slices: a tuple of SliceProfile.")
@@ -196,6 +197,7 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
             record=self._record_path,
             log=self._log_path,
             warm=self.warm,
+            kernels=self.kernels,
             readable=(JUPYTER_CONFIG, *map(Path, self.readable)),
         )
 

@@ -1,4 +1,4 @@
-// Before the first paint: <html lang> from the cookie, else the browser. After it: attributes, and the two buttons.
+// Before the first paint: <html lang> from the cookie, else the browser. After it: attributes, the title, and the two buttons.
 (() => {
   const page = document.documentElement;
   const chosen = document.cookie.match(/(?:^|; )kpaas_lab_lang=(ko|en)/);
@@ -7,15 +7,13 @@
 
   const apply = () => {
     for (const element of document.querySelectorAll("[data-t]"))
-      for (const [name, [english, korean]] of Object.entries(JSON.parse(element.dataset.t))) {
-        const text = page.lang === "ko" ? korean : english;
-        if (name === "text") element.textContent = text;
-        else element.setAttribute(name, text);
-      }
+      for (const [name, [english, korean]] of Object.entries(JSON.parse(element.dataset.t)))
+        element.setAttribute(name, page.lang === "ko" ? korean : english);
+    const heading = document.querySelector("h1");
+    document.title = heading ? `${heading.innerText.trim()} · K-PaaS Lab` : "K-PaaS Lab";
     for (const button of document.querySelectorAll("[data-language]"))
       button.setAttribute("aria-pressed", String(button.dataset.language === page.lang));
   };
-  window.kpaasLab = { translate: apply };
   document.addEventListener("DOMContentLoaded", apply);
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-language]");

@@ -36,6 +36,9 @@ def test_a_wrong_password_or_name_is_refused_in_words(hub: Hub) -> None:
     stranger.client.cookies.clear()
     for name, password, says in (
         ("ann", "wrong", "The name or the password is wrong"),
+        ("ann", "비밀번호", "The name or the password is wrong"),
+        ("ann", "", "The name or the password is wrong"),
+        ("", hub.secrets.user_password, "The name or the password is wrong"),
         ("admin", hub.secrets.user_password, "The name or the password is wrong"),
         ("../bob", hub.secrets.user_password, "The name ../bob can"),
         ("root", hub.secrets.user_password, "The name root can"),

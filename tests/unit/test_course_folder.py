@@ -40,6 +40,18 @@ def test_learners_get_no_solution_no_hidden_test_no_output_no_link(tmp_path: Pat
     nbformat.validate(json.loads(text))
 
 
+def test_a_broken_notebook_is_left_out_and_the_rest_is_there(tmp_path: Path) -> None:
+    course = make_course(tmp_path)
+    (course / "source" / "01" / "broken.ipynb").write_text('{"cells": [')
+    half = new_notebook(cells=[new_code_cell("### BEGIN SOLUTION\nsecret = 42")])
+    half.cells[0].metadata["nbgrader"] = {
+        "schema_version": 3, "grade_id": "x", "locked": False, "task": False, "points": 1, "solution": True, "grade": False,
+    }  # fmt: skip
+    nbformat.write(half, course / "source" / "01" / "half.ipynb")
+    view = course_folder.release_view(course, tmp_path / "cache")
+    assert sorted(path.name for path in (view / "01").iterdir()) == ["a.ipynb", "data.csv"]
+
+
 def test_made_once_for_each_state_of_the_course(tmp_path: Path) -> None:
     course = make_course(tmp_path)
     first = course_folder.release_view(course, tmp_path / "cache")
