@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,8 @@ from kpaas_lab.market.database import reading
 from kpaas_lab.market.limiting import Limiter, PlanLimits
 from kpaas_lab.market.meter import Database, Meter
 from kpaas_lab.market.models import ApiKey, Listing, ListingVersion, Plan, Subscription, Usage
+
+log = logging.getLogger(__name__)
 
 FRESH = 0.5  # seconds: no need to look again
 TTL = 1.0  # seconds: not used any longer without looking again
@@ -229,7 +232,9 @@ class Directory:
             some = list(self._waiting)[:_BATCH]
             try:
                 grants, day, others = await loop.run_in_executor(self._thread, self._read, some)
-            except (LabError, SQLAlchemyError):
+            except Exception as error:
+                if not isinstance(error, LabError | SQLAlchemyError):
+                    log.exception("keys can't be looked up")
                 self._away_until = time.monotonic() + 1.0
                 for fingerprint in list(self._waiting):
                     future = self._waiting.pop(fingerprint)

@@ -15,9 +15,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from kpaas_lab.errors import EngineUnavailableError, LabError
-from kpaas_lab.i18n import N_
+from kpaas_lab.errors import EngineUnavailableError, LabError, SettingsError
+from kpaas_lab.i18n import N_, _
 from kpaas_lab.market import openapi, refusals
+from kpaas_lab.market.database import open_database
 from kpaas_lab.market.directory import Directory
 from kpaas_lab.market.exchange import Receive, Scope, Send
 from kpaas_lab.market.gateway_settings import GatewaySettings, from_environment
@@ -39,10 +40,12 @@ class Gateway:
 
     Args:
         settings: from the environment.
+        spool: of this process; closed at the end.
     """
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, spool: Spool) -> None:
         self._settings = settings
+        self._spool = spool
         self._prefix = settings.prefix
         self._server = settings.api_url or settings.prefix
         self._proxy: Proxy | None = None
@@ -71,7 +74,7 @@ class Gateway:
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         settings = self._settings
         self._database = Database(settings.database_url)
-        self._meter = meter = Meter(self._database, Spool(settings.spool_dir))
+        self._meter = meter = Meter(self._database, self._spool)
         limiter = Limiter()
         self._directory = Directory(self._database, meter, limiter)
         upstream = Upstream(settings.learners_dir, settings.limits)
@@ -143,7 +146,7 @@ async def _wrong_method(request: Request, _error: Exception) -> Response:
     return await _refused(request, refusals.no_method("GET"))
 
 
-def configuration(settings: GatewaySettings) -> uvicorn.Config:
+def configuration(settings: GatewaySettings, spool: Spool) -> uvicorn.Config:
     """How uvicorn serves it."""
     host, _colon, port = settings.listen.rpartition(":")
     place: dict[str, Any] = (
@@ -152,7 +155,7 @@ def configuration(settings: GatewaySettings) -> uvicorn.Config:
         else {"host": host.strip("[]"), "port": int(port)}
     )
     return uvicorn.Config(
-        Gateway(settings),
+        Gateway(settings, spool),
         **place,
         loop="uvloop",
         http=limited_protocol(settings.limits.max_header_bytes),
@@ -171,12 +174,25 @@ def main() -> int:
     """Run until told to stop."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        server = uvicorn.Server(configuration(from_environment()))
+        settings = from_environment()
+        with contextlib.suppress(EngineUnavailableError):  # a database that is away may come back; a wrong one not
+            open_database(settings.database_url, migrate=True).dispose()
+        server = uvicorn.Server(configuration(settings, _open_spool(settings)))
         server.run()
     except LabError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0 if server.started else 3
+
+
+def _open_spool(settings: GatewaySettings) -> Spool:
+    try:
+        return Spool(settings.spool_dir)
+    except OSError as error:
+        raise SettingsError(
+            _("The folder of KPAAS_LAB_SPOOL_DIR can't be used: {reason}").format(reason=error),
+            hint=_("Calls are counted there first: make it writable, and free some space on its disk."),
+        ) from None
 
 
 if __name__ == "__main__":

@@ -148,11 +148,12 @@ class Meter:
             self.replayed = True
             if dropped := self.spool.drop():
                 forget(engine, [Batch.decode(payload).id for payload in dropped])
-        except (SQLAlchemyError, LabError) as error:
+        except Exception as error:  # whatever it is, counts wait, and are tried again
             # A SQLAlchemy error's text holds the statement's parameters; its cause is what tells.
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            reason = (str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__])[0]
             if not self.database_error:
-                log.error("the database can't be written, counts wait in the spool: %s", reason)
+                known = isinstance(error, SQLAlchemyError | LabError)
+                log.error("the database can't be written, counts wait in the spool: %s", reason, exc_info=not known)
             self.database_error = reason
             return False
         if self.database_error:

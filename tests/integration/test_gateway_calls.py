@@ -8,10 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from kpaas_lab.market.database import writing
 from kpaas_lab.market.models import ApiKey, Listing, Subscription
@@ -277,13 +277,31 @@ def test_health_metrics_and_documents(gateway: Gateway, api: Subscribed) -> None
         assert client.get("/services/api/ann/none/openapi.json").status_code == 404
 
 
-def test_it_says_what_is_missing_and_ends(tmp_path: Path) -> None:
+def ended(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kpaas_lab.market.gateway"]
-    environment = {"PATH": os.environ["PATH"], "KPAAS_LAB_LISTEN": "127.0.0.1:1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
-    assert ended.returncode == 2
-    assert "KPAAS_LAB_DATABASE_URL" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    given = {"PATH": os.environ["PATH"], **environment}
+    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_it_says_what_is_wrong_and_ends(sqlite_lab: Lab) -> None:
+    environment = {
+        "KPAAS_LAB_LISTEN": f"unix:{sqlite_lab.home}/g.sock",
+        "KPAAS_LAB_DATABASE_URL": sqlite_lab.url,
+        "KPAAS_LAB_LEARNERS_DIR": str(sqlite_lab.learners),
+        "KPAAS_LAB_SPOOL_DIR": str(sqlite_lab.home / "market" / "market.sqlite" / "spool"),
+    }
+    with writing(sqlite_lab.engine) as session:
+        session.execute(text("UPDATE alembic_version SET version_num = 'f00f'"))
+    cases = [
+        (environment | {"KPAAS_LAB_DATABASE_URL": ""}, "KPAAS_LAB_DATABASE_URL"),
+        (environment | {"KPAAS_LAB_LISTEN": "here"}, "KPAAS_LAB_LISTEN"),
+        (environment, "newer version"),
+        (environment | {"KPAAS_LAB_DATABASE_URL": f"sqlite:///{sqlite_lab.home}/new.sqlite"}, "KPAAS_LAB_SPOOL_DIR"),
+    ]
+    for given, says in cases:
+        done = ended(given)
+        assert (done.returncode, says in done.stderr) == (2, True), done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_json_answers_are_json(gateway: Gateway, api: Subscribed) -> None:
