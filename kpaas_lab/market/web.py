@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -190,6 +190,10 @@ def to_lab_error(error: Exception) -> LabError:
         return describe(error.errors())
     if isinstance(error, HTTPException):
         return _from_status(error)
+    if isinstance(error, DataError):  # PostgreSQL takes no NUL in a text
+        return SettingsError(
+            _("Something in the request can't be stored or looked up."), hint=_("Leave out control characters.")
+        )
     if isinstance(error, SQLAlchemyError):
         log.error("database: %s", type(error).__name__, exc_info=error)
         return EngineUnavailableError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 
-from tests.fixtures.market import Site
+from tests.fixtures.market import Site, running_site
 
 
 def test_publish_find_subscribe_cancel(market_site: Site) -> None:
@@ -87,3 +87,15 @@ def test_what_was_acknowledged_survives_kill_9(market_site: Site) -> None:
         kept = carol.get("/subscriptions").json()["items"]
     assert [item["id"] for item in kept] == [answer.json()["subscription"]["id"]]
     assert answer.json()["key"].startswith(kept[0]["keys"][0]["prefix"])
+
+
+def test_the_same_on_postgresql(postgres: str) -> None:
+    with running_site(KPAAS_LAB_DATABASE_URL=postgres) as site:
+        test_publish_find_subscribe_cancel(site)
+        test_versions_and_withdrawal(site)
+        test_what_was_acknowledged_survives_kill_9(site)
+        assert not (site.home / "market").exists()
+        with site.person("bob") as bob:
+            for path in ("/listings/ann/%00", "/listings?q=%00", "/usage?subscription=%00", "/usage?listing=a/%00"):
+                assert bob.get(path).status_code in {400, 404}, path
+            assert bob.delete("/subscriptions/%00").status_code in {400, 404}

@@ -206,6 +206,19 @@ def test_keys_are_stored_as_fingerprints_only(engine: Engine) -> None:
             subscriptions.add_key(session, subscription, label="one too many")
 
 
+def test_a_form_that_makes_keys_does_not_use_them_up(engine: Engine) -> None:
+    publish(engine, "digits")
+    with writing(engine) as session:
+        subscription, first = subscriptions.subscribe(session, "bob", "ann", "digits", "free")
+        assert first is not None
+        made = []
+        for _ in range(subscriptions.MAX_ACTIVE_KEYS + 5):
+            subscriptions.retire_labelled(subscription, "try-it", keep=3)
+            made.append(subscriptions.add_key(session, subscription, label="try-it", expires_in=600).record)
+        assert [key.revoked_at is None for key in made[-5:]] == [False, True, True, True, True]
+        assert first.record.revoked_at is None
+
+
 def test_anothers_things_are_not_found(engine: Engine) -> None:
     publish(engine, "digits")
     with writing(engine) as session:
