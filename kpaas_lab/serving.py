@@ -98,6 +98,7 @@ def serve(
             raise _taken(name)
         shutil.rmtree(folder, ignore_errors=True)  # of an endpoint whose creation was killed before it was recorded
         try:
+            _say(_("Saving the model …"))
             _put(model, folder / "model", example=example, version="1")
             engine.create(_service(name, folder, threads, slice, replicas, max_batch, max_delay))
         except AlreadyExistsError as error:
@@ -107,6 +108,7 @@ def serve(
             raise
     endpoint = Endpoint(engine, settings, name)
     if wait:
+        _say(_("Starting endpoint {name!r} …").format(name=name))
         try:
             endpoint.wait_ready()
         except RunFailedError:
@@ -266,6 +268,12 @@ class Endpoint:
 
     def _addresses(self) -> tuple[str, ...]:
         return self.status().addresses
+
+
+def _say(text: str) -> None:
+    """A step that may take seconds (torch's export does), to a person who waits."""
+    if "ipykernel" in sys.modules or sys.stdout.isatty():
+        sys.stdout.write(text + "\n")
 
 
 def _check(replicas: int, max_batch: int, max_delay: float) -> None:
