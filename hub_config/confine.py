@@ -30,7 +30,7 @@ class Limits(TypedDict):
     Attributes:
         memory: bytes, of the whole sandbox.
         data: bytes of private memory of one process; 0 is no limit.
-        processes: processes and threads of the whole sandbox.
+        processes: processes and threads of the whole sandbox; 0 is no limit.
         file_size: bytes of one file.
         open_files: of one process.
         cpu_seconds: of one process; a runaway, not a long server, is meant.
@@ -66,7 +66,7 @@ def set_limits(limits: Limits) -> None:
     """Limits of the calling process, inherited by all it starts."""
     table = {
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_NPROC: limits["processes"],
+        resource.RLIMIT_NPROC: limits["processes"] or resource.RLIM_INFINITY,
         resource.RLIMIT_FSIZE: limits["file_size"],
         resource.RLIMIT_NOFILE: limits["open_files"],
         resource.RLIMIT_CPU: limits["cpu_seconds"],

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from hub_config import bubblewrap
 from hub_config.confine import Limits
 from hub_config.homes import own, place_tree
@@ -146,7 +148,7 @@ def start(sandbox: Sandbox) -> Record:
         raise AlreadyExistsError(
             _("{name!r} has a sandbox already.").format(name=sandbox.name), hint=_("Stop that server first.")
         )
-    mode = bubblewrap.mode()
+    mode = _mode(sandbox)
     uid, gid = own(sandbox.home, sandbox.name)
     sandbox.record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     sandbox.log.parent.mkdir(parents=True, exist_ok=True)
@@ -158,12 +160,17 @@ def start(sandbox: Sandbox) -> Record:
             "log": wires.log,
             "uid": uid,
             "gid": gid,
-            "limits": limits(sandbox.profile, sandbox.name, sorted(os.sched_getaffinity(0))),
-            "events": f"/home/{sandbox.name}/.kpaas-lab/events.log",
+            "limits": _limits_here(sandbox, mode),
+            "events": f"{_inside(sandbox, mode)}/.kpaas-lab/events.log",
+            "alone": mode is None,
+            "status": wires.status,
         }
-        words = bubblewrap.arguments(_view(sandbox, uid, gid, files), mode, exists=bubblewrap.top_folders())
+        command = _first_process(settings)
+        if mode is not None:
+            words = bubblewrap.arguments(_view(sandbox, uid, gid, files), mode, exists=bubblewrap.top_folders())
+            command = [bubblewrap.program(), *wires.options(), *words, "--", *command]
         child = subprocess.Popen(
-            [bubblewrap.program(), *wires.options(), *words, "--", *_first_process(settings)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=wires.log,
             stderr=wires.log,
@@ -172,8 +179,52 @@ def start(sandbox: Sandbox) -> Record:
             pass_fds=[*wires.of_the_child(), *files.values()],
             start_new_session=True,
         )
+        if mode is None:
+            os.write(wires.info, json.dumps({"child-pid": child.pid}).encode())  # as bubblewrap says it
         wires.close_inner()
-        return _begin(sandbox, child, wires, settings)
+        return _begin(sandbox, child, wires, settings, _order(sandbox, mode))
+
+
+def _mode(sandbox: Sandbox) -> bubblewrap.Mode | None:
+    """How to make the sandbox; None where none can be made and this learner is alone on the machine.
+
+    Raises:
+        SettingsError: none can be made, and there is somebody to protect: another learner, or root.
+    """
+    try:
+        return bubblewrap.mode()
+    except SettingsError as error:
+        homes = sandbox.home.parent
+        others = [path.name for path in homes.iterdir() if path.name != sandbox.home.name] if homes.exists() else []
+        if os.geteuid() != 0 and not others:
+            return None
+        why = _("{why} So only one learner can use this machine, not as root.").format(why=error.message)
+        raise SettingsError(why, hint=error.hint) from error
+
+
+def _limits_here(sandbox: Sandbox, mode: bubblewrap.Mode | None) -> Limits:
+    here = limits(sandbox.profile, sandbox.name, sorted(os.sched_getaffinity(0)))
+    if mode is None:
+        here["processes"] = 0  # it would count all of this user's processes, the platform's, too
+    return here
+
+
+def _inside(sandbox: Sandbox, mode: bubblewrap.Mode | None) -> str:
+    """Where the home is for the learner's programs."""
+    return f"/home/{sandbox.name}" if mode is not None else str(sandbox.home)
+
+
+def _order(sandbox: Sandbox, mode: bubblewrap.Mode | None) -> dict[str, Any]:
+    """What the first process is to run."""
+    inside = _inside(sandbox, mode)
+    env = dict(sandbox.env)
+    if mode is None:
+        shown = re.compile(rf"/home/{re.escape(sandbox.name)}(?=/|$)")
+        env = {name: shown.sub(lambda _match: inside, value) for name, value in env.items()}
+    else:
+        # Short, for the paths of kernels' sockets may have 107 characters; and gone with the sandbox.
+        env.setdefault("JUPYTER_RUNTIME_DIR", "/run/jupyter")
+    return {"command": list(sandbox.command), "env": env, "workdir": inside}
 
 
 class _Wires:
@@ -212,7 +263,13 @@ class _Wires:
                 os.close(descriptor)
 
 
-def _begin(sandbox: Sandbox, child: subprocess.Popen[bytes], wires: _Wires, settings: Mapping[str, Any]) -> Record:
+def _begin(
+    sandbox: Sandbox,
+    child: subprocess.Popen[bytes],
+    wires: _Wires,
+    settings: Mapping[str, Any],
+    order: Mapping[str, Any],
+) -> Record:
     """Wait until the sandbox stands, record it, and let it run."""
     lines = Lines(wires.channel)
     pid = _first_pid(wires.told)
@@ -231,12 +288,11 @@ def _begin(sandbox: Sandbox, child: subprocess.Popen[bytes], wires: _Wires, sett
     record = Record(pid, started, sandbox.name, sandbox.record)
     _save(record)
     _children[pid] = child
-    order = {"command": list(sandbox.command), "env": dict(sandbox.env), "workdir": f"/home/{sandbox.name}"}
-    joining = bool(sandbox.warm and sandbox.warm.ready(sandbox.command))
+    joining = bool(not settings["alone"] and sandbox.warm and sandbox.warm.ready(sandbox.command))
     lines.write({**order, "join": joining})
     if joining and sandbox.warm:
         sandbox.warm.join(pid, wires.channel, wires.write_output, settings)
-    if sandbox.kernels and sandbox.kernels.ready():
+    if not settings["alone"] and sandbox.kernels and sandbox.kernels.ready():
         told = {"command": list(NURSERY), "env": {"LANG": "C.UTF-8"}, "workdir": order["workdir"]}
         sandbox.kernels.join(pid, wires.channel, wires.write_output, settings, told)
     return record
@@ -369,9 +425,20 @@ def _kill(pid: int, start_time: int, number: int = signal.SIGKILL, wait: float =
 def stop(record: Record, grace: float) -> None:
     """End it and everything in it: SIGTERM to the server, SIGKILL to all after `grace` seconds. Idempotent."""
     if not _kill(record.pid, record.start_time, signal.SIGTERM, wait=grace):
+        members = _descendants(record)
         _kill(record.pid, record.start_time)
+        for member in members:  # ended already, except where there was no list of processes of its own
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
     poll(record)
     record.path.unlink(missing_ok=True)
+
+
+def _descendants(record: Record) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if _start_time(record.pid) == record.start_time:
+            return psutil.Process(record.pid).children(recursive=True)
+    return []
 
 
 def stop_all(home: Path, grace: float = 10.0) -> list[str]:

@@ -53,7 +53,13 @@ def _read(path: str) -> str:
 
 
 def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+    """Everybody in the sandbox but this process: all there is to see, or what descends from it where more is seen."""
+    if os.getpid() == 1:
+        return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != 1]
+    found = [os.getpid()]
+    for pid in found:
+        found += [int(child) for child in _read(f"/proc/{pid}/task/{pid}/children").split()]
+    return found[1:]
 
 
 def _resident(pid: int) -> int:
@@ -73,6 +79,8 @@ def _proportional(pid: int) -> int:
 def files_in_memory(folders: tuple[str, ...] = ("/tmp", "/run", "/dev/shm")) -> int:  # noqa: S108
     """Bytes of files that live in memory: the sandbox's own /tmp, /run, /dev/shm, and System V segments."""
     used = 0
+    if os.getpid() != 1:
+        return 0  # they are everybody's
     for folder in folders:
         facts = os.statvfs(folder)
         used += (facts.f_blocks - facts.f_bfree) * facts.f_frsize + (facts.f_files - facts.f_ffree) * INODE_BYTES
@@ -275,8 +283,8 @@ def main(settings_json: str) -> int:
     """Set up, confine, say so, wait for the order, run.
 
     Args:
-        settings_json: `{"control", "output", "write_output", "log", "uid", "gid", "limits", "events"}`; the first four
-            are file descriptors.
+        settings_json: `{"control", "output", "write_output", "log", "status", "uid", "gid", "limits", "events",
+            "alone"}`; the first five are file descriptors; alone: there is no bubblewrap around this.
     """
     settings = json.loads(settings_json)
     limits: confine.Limits = settings["limits"]
@@ -286,6 +294,8 @@ def main(settings_json: str) -> int:
     os.set_blocking(output, False)
     confine.go_first_when_memory_runs_out()
     confine.drop_privileges(settings["uid"], settings["gid"], limits["shared_memory_files"])
+    if settings["alone"]:
+        confine.prctl(confine.PR_SET_CHILD_SUBREAPER, 1)
     confine.prctl(confine.PR_SET_DUMPABLE, 0)  # nobody inside may trace it or read its memory
     lines = Lines(socket.socket(fileno=control))
     lines.write({"ready": True})
@@ -304,7 +314,20 @@ def main(settings_json: str) -> int:
     for _round in range(64):  # its last words; not more, should something it left behind go on talking
         if not (select.select([output], [], [], 0)[0] and pump(output, log)):
             break
-    return code if code >= 0 else 128 - code
+    code = code if code >= 0 else 128 - code
+    if settings["alone"]:
+        end_all()
+        os.write(settings["status"], json.dumps({"exit-code": code}).encode() + b"\n")
+    return code
+
+
+def end_all() -> None:
+    """What the kernel does for a process 1: nobody is left behind."""
+    while pids := _pids():
+        for pid in pids:
+            _signal(pid, signal.SIGKILL)
+        _reap()
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":

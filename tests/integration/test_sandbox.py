@@ -46,7 +46,13 @@ def test_who_and_where_the_learner_is(ann: Learner) -> None:
     assert seen["home"] == seen["cwd"] == "/home/ann"
     assert seen["host"] == "lab"
     assert seen["address"].startswith("127.")
-    assert set(seen["env"]) <= {"PATH", "HOME", "LANG", "LC_CTYPE"}  # nothing of the platform's own environment
+    assert set(seen["env"]) <= {
+        "PATH",
+        "HOME",
+        "LANG",
+        "LC_CTYPE",
+        "JUPYTER_RUNTIME_DIR",
+    }  # nothing of the platform's own environment
 
 
 def test_the_home_is_kept_and_the_rest_is_not(ann: Learner) -> None:
@@ -213,3 +219,45 @@ def test_a_home_that_is_a_link_is_refused(ann: Learner) -> None:
     ann.home.symlink_to("/etc")
     with pytest.raises(SettingsError):
         ann.start("/bin/true")
+
+
+@pytest.fixture
+def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that lets nobody make a sandbox."""
+
+    def mode() -> bubblewrap.Mode:
+        raise SettingsError("Sandboxes can't be made here.", hint="Do this.")
+
+    monkeypatch.setattr(bubblewrap, "mode", mode)
+
+
+def test_without_sandboxes_a_second_learner_is_refused(tmp_path: Path, forbidden: None) -> None:
+    (tmp_path / "learners" / "bob").mkdir(parents=True)
+    with pytest.raises(SettingsError, match=r"only one learner.*Do this"):
+        Learner("ann", tmp_path).start("/bin/true")
+
+
+def test_without_sandboxes_root_refuses_all(tmp_path: Path, forbidden: None) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("not root")
+    with pytest.raises(SettingsError, match="not as root"):
+        Learner("ann", tmp_path).start("/bin/true")
+
+
+def test_without_sandboxes_one_learner_works_in_their_own_home(tmp_path: Path, forbidden: None) -> None:
+    """No sandbox, but the same limits and the same end: nothing is left behind."""
+    if os.geteuid() == 0:
+        pytest.skip("root refuses; test_sandbox_ordinary_user runs this")
+    with installation(tmp_path / "state") as (ann, _bob):
+        printed = ann.run("import os; print(os.environ['HOME'], os.getcwd()); raise SystemExit(5)")
+        assert printed.split() == [str(ann.home)] * 2
+        hungry = ann.python("kept = []\nwhile True: kept.append(bytearray(b'x') * (16 << 20))")
+        assert ann.finish(hungry) == 128 + 9
+        left = "import os, time\nif not os.fork():\n os.setsid(); print(os.getpid(), flush=True); time.sleep(60)"
+        ann.finish(ann.python(f"{left}\ntime.sleep(0.5)"))
+        assert not Path(f"/proc/{ann.printed().strip()}").exists()
+        stubborn = ann.python(f"{left}\nimport signal; signal.signal(15, signal.SIG_IGN)\ntime.sleep(60)")
+        ann.until_printed("\n")
+        sandbox.stop(stubborn, 0.2)
+        pid = ann.printed().strip()
+        until(lambda: _is_zombie(int(pid)), 5, "end of what was left")
