@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +109,25 @@ def test_what_cant_be_saved_says_why(tmp_path: Path, module: Any, example: Any, 
         models.save(module, tmp_path / "model", example=example)
     assert says in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("location", ["secret", "../secret", "/etc/passwd"])
+def test_an_onnx_file_that_points_at_another_file_is_refused(tmp_path: Path, location: str) -> None:
+    """ONNX can keep weights in other files; a crafted one would read any file into its outputs."""
+    import onnx
+    from onnx import helper
+
+    models.save(nn.Linear(2, 2), tmp_path / "model", example=torch.zeros(2, 2))
+    (file,) = (tmp_path / "model").glob("*.onnx")
+    weights = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    weights.external_data.add(key="location", value=location)
+    output = helper.make_tensor_value_info("y", 1, [4])
+    graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], [output], [weights])
+    crafted = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    (tmp_path / "model" / "secret").write_bytes(b"0123456789abcdef")
+    manifest = (tmp_path / "model" / "model.json").read_text()
+    before, after = hashlib.sha256(file.read_bytes()).hexdigest(), hashlib.sha256(crafted).hexdigest()
+    (tmp_path / "model" / "model.json").write_text(manifest.replace(before, after))
+    file.write_bytes(crafted)
+    with pytest.raises(ModelError, match="can't be loaded"):
+        models.load(tmp_path / "model", threads=1)
