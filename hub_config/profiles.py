@@ -101,7 +101,7 @@ def chosen(options: Mapping[str, object], available: Sequence[SliceCapacity]) ->
     entry = next(entry for entry in available if entry.profile == profile)
     if entry.free < 1:
         raise NoCapacityError(
-            _("All of the slice {name!r} is in use.").format(name=profile.name), hint=_free(available)
+            _("There is no room for the slice {name!r} now.").format(name=profile.name), hint=_free(available)
         )
     return entry
 

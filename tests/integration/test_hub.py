@@ -55,7 +55,7 @@ def test_the_spawn_page_offers_the_slices_of_this_machine(hub: Hub) -> None:
     page = hub.person("reader").client.get("/hub/spawn")
     assert 'name="slice"' in page.text
     assert 'value="cpu"' in page.text
-    assert re.search(r"\d+ of \d+ free|All \d+ in use", page.text)
+    assert re.search(r"\d+ of \d+ free", page.text)
     assert "작은 모델" in page.text  # both languages stand in the page
     assert "small models" in page.text
 
@@ -187,7 +187,7 @@ def test_memory_is_promised_once(tmp_path: Path) -> None:
         ann.start_server()
         answer = bob.client.post(f"/hub/spawn?_xsrf={bob.xsrf()}", data={"slice": "cpu"})
         assert answer.status_code == 503
-        assert "is in use" in answer.text
+        assert "no room for the slice" in answer.text
         assert "Nothing is free now" in answer.text
         assert "Everything is in use now" in answer.text
         ann.stop_server()

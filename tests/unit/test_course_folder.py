@@ -45,7 +45,8 @@ def test_a_broken_notebook_is_left_out_and_the_rest_is_there(tmp_path: Path) -> 
     (course / "source" / "01" / "broken.ipynb").write_text('{"cells": [')
     half = new_notebook(cells=[new_code_cell("### BEGIN SOLUTION\nsecret = 42")])
     half.cells[0].metadata["nbgrader"] = {
-        "schema_version": 3, "grade_id": "x", "locked": False, "task": False, "points": 1, "solution": True, "grade": False,
+        "schema_version": 3, "grade_id": "x", "locked": False, "task": False, "points": 1,
+        "solution": True, "grade": False,
     }  # fmt: skip
     nbformat.write(half, course / "source" / "01" / "half.ipynb")
     view = course_folder.release_view(course, tmp_path / "cache")

@@ -97,7 +97,7 @@ def test_a_learner_can_post_anything(options: dict[str, object], error: type[Lab
 
 def test_when_all_is_in_use_it_says_what_is_free() -> None:
     entries = choices(ALL, (), Machine(memory_mib=3000), [Holding(CPU)])
-    with pytest.raises(NoCapacityError, match=r"'large' is in use\. Free now: cpu\."):
+    with pytest.raises(NoCapacityError, match=r"no room for the slice 'large' now\. Free now: cpu\."):
         chosen({"slice": "large"}, entries)
     with pytest.raises(NoCapacityError, match="Nothing is free now"):
         chosen({}, choices(ALL, (), Machine(memory_mib=2048), [Holding(LARGE)]))
