@@ -99,3 +99,7 @@ def test_the_same_on_postgresql(postgres: str) -> None:
             for path in ("/listings/ann/%00", "/listings?q=%00", "/usage?subscription=%00", "/usage?listing=a/%00"):
                 assert bob.get(path).status_code in {400, 404}, path
             assert bob.delete("/subscriptions/%00").status_code in {400, 404}
+        site.kill("hub")
+        answer = httpx.get(f"{site.api}/listings", headers={"Authorization": "token not-asked-about-before"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+        assert httpx.get(f"{site.url}/healthz").status_code == 200

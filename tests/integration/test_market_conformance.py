@@ -9,10 +9,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from kpaas_lab import models
 from kpaas_lab.errors import NotConformantError
 from kpaas_lab.market.conformance import CHECKS, Examiner
+from tests.integration.model_server import model_server
 
 Answer = tuple[int, Any] | bytes
 GOOD_MODEL = {
@@ -220,3 +223,21 @@ async def test_all_checks_together_have_a_deadline(learners: Path) -> None:
 
     found = await failures(learners, slowly=hang, question_timeout=5, timeout=0.3)
     assert any("took longer than 0.3 s" in sentence for sentence in found)
+
+
+async def test_the_labs_own_server_conforms(learners: Path, tmp_path: Path) -> None:
+    def greet(names: Any, times: Any) -> Any:
+        import numpy as np
+
+        return np.array([f"hello {name}" * int(n) for name, n in zip(names, times, strict=True)])
+
+    example = {"names": np.array(["ann", "bob"]), "times": np.array([1, 2])}
+    models.save(greet, tmp_path / "model", example=example)
+    folder = learners / "ann" / ".kpaas-lab" / "workloads" / "greet"
+    folder.parent.mkdir(parents=True)
+    with model_server(folder, tmp_path / "model", name="greet") as server:
+        await asyncio.to_thread(server.wait_ready)
+        finding = await Examiner(learners, "ann", "greet", "greet").examine()
+    assert [check.name for check in finding.checks] == list(CHECKS)
+    assert {tensor["name"] for tensor in finding.schema["inputs"]} == {"names", "times"}
+    assert "ann" in json.dumps(finding.example)
