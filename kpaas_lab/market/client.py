@@ -311,9 +311,8 @@ class Market:
         last: dt.date | None = None,
     ) -> Usage:
         """Calls, errors and latency by day and by key; one's own, or an own listing's."""
-        days = {"from": first and first.isoformat(), "to": last and last.isoformat()}
-        wanted = {"listing": listing, "subscription": subscription, **days}
-        raw = self.request("GET", "/usage", params={name: value for name, value in wanted.items() if value})
+        wanted = {"listing": listing, "subscription": subscription, "from": first, "to": last}
+        raw = self.request("GET", "/usage", params={name: str(value) for name, value in wanted.items() if value})
         return Usage(
             first=dt.date.fromisoformat(raw["from"]),
             last=dt.date.fromisoformat(raw["to"]),
