@@ -21,16 +21,18 @@ CALLS_A_DAY = 50  # of the plan "trial" in the lesson
 
 
 def test_journey(browser: Browser, platform: Platform) -> None:
+    ann = Learner.arrive(browser, platform.address, "ann")
+    bob = Learner.arrive(browser, platform.address, "bob", language="ko")
     try:
-        _journey(browser, platform)
+        _journey(ann, bob, platform)
     except BaseException:
+        shoot(ann.page, "failed-ann")
+        shoot(bob.page, "failed-bob")
         print(platform.logs())
         raise
 
 
-def _journey(browser: Browser, platform: Platform) -> None:
-    ann = Learner.arrive(browser, platform.address, "ann")
-    bob = Learner.arrive(browser, platform.address, "bob", language="ko")
+def _journey(ann: Learner, bob: Learner, platform: Platform) -> None:
 
     # 1, 2: log in, choose a slice
     shoot_all(ann.page, "01-login")
@@ -48,7 +50,7 @@ def _journey(browser: Browser, platform: Platform) -> None:
     expect(ann.page.locator(".jp-NotebookPanel")).to_contain_text("나의 첫 AI API")
     ann.run_all()
     expect(ann.output(".kpl-charts svg")).to_be_visible(timeout=CELL)
-    ann.output(".kpl-charts svg").scroll_into_view_if_needed()
+    ann.page.locator(".jp-OutputArea-output:has(.kpl-charts)").first.scroll_into_view_if_needed()
     shoot(ann.page, "04-lesson-live")
 
     # 5: meanwhile the marketplace is empty for bob
