@@ -351,10 +351,9 @@ def _first_pid(told: int) -> int | None:
     text = b""
     while select.select([told], [], [], SETUP_SECONDS)[0] and (part := os.read(told, 4096)):
         text += part
-    try:
-        return int(json.loads(text)["child-pid"])
-    except (ValueError, KeyError):
-        return None
+        with contextlib.suppress(ValueError, KeyError):
+            return int(json.loads(text)["child-pid"])
+    return None
 
 
 def _start_time(pid: int) -> int | None:
