@@ -24,7 +24,8 @@ from tests.fixtures.ports import free_port
 LITELLM = ("litellm[proxy]==1.106.2",)
 ROOT = Path(__file__).resolve().parents[2]
 CHAT = json.dumps({"model": "noop", "messages": [{"role": "user", "content": "hello"}]}).encode()
-WARM, ONE_BY_ONE, LOAD, AT_ONCE = 100, 1000, 2000, 8
+AT_ONCE = 8
+OURS, THEIRS = (200, 2000, 4000), (50, 300, 500)  # calls to warm up, one by one, and eight at once
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,27 @@ def rows() -> Iterator[Row]:
     yield Row(f"gateway: calls a second, {AT_ONCE} at once", f"{ours.per_second:.0f}", "LiteLLM proxy", rate)
 
 
-def measure(direct: tuple[str, str], proxied: tuple[str, str], headers: Mapping[str, str], pid: int) -> Figures:
+def measure(
+    direct: tuple[str, str],
+    proxied: tuple[str, str],
+    headers: Mapping[str, str],
+    pid: int,
+    calls: tuple[int, int, int],
+) -> Figures:
     """Figures of a proxy; addresses with their paths."""
-    post(*direct, CHAT, requests=WARM, connections=1)
-    post(*proxied, CHAT, requests=WARM, connections=AT_ONCE, headers=headers)
-    base = post(*direct, CHAT, requests=ONE_BY_ONE, connections=1)
-    through = post(*proxied, CHAT, requests=ONE_BY_ONE, connections=1, headers=headers)
+    warm, one_by_one, at_once = calls
+    post(*direct, CHAT, requests=warm, connections=1)
+    post(*proxied, CHAT, requests=warm, connections=AT_ONCE, headers=headers)
+    base = post(*direct, CHAT, requests=one_by_one, connections=1)
+    through = post(*proxied, CHAT, requests=one_by_one, connections=1, headers=headers)
     before = cpu_seconds(pid)
-    load = post(*proxied, CHAT, requests=LOAD, connections=AT_ONCE, headers=headers)
+    load = post(*proxied, CHAT, requests=at_once, connections=AT_ONCE, headers=headers)
     cpu = cpu_seconds(pid) - before
     failed = base.failed + through.failed + load.failed
     if failed:
         raise RuntimeError(f"{failed} calls failed")
     added = [(through.percentile(percent) - base.percentile(percent)) * 1000 for percent in (50, 99)]
-    return Figures(*added, cpu / LOAD * 1e6, load.per_second)
+    return Figures(*added, cpu / at_once * 1e6, load.per_second)
 
 
 def measure_gateway(folder: Path) -> Figures:
@@ -83,7 +91,7 @@ def measure_gateway(folder: Path) -> Figures:
             assert gateway.process.child is not None
             direct = (f"unix:{place}/0.sock", "/v2/models/m/infer")
             through = (f"unix:{gateway.place}", f"{api.path}/models/m/infer")
-            return measure(direct, through, api.headers, gateway.process.child.pid)
+            return measure(direct, through, api.headers, gateway.process.child.pid, OURS)
     finally:
         lab.stop()
 
@@ -100,7 +108,7 @@ def measure_litellm(folder: Path) -> Figures:
                     {
                         "model_name": "noop",
                         "litellm_params": {
-                            "model": "openai/noop",
+                            "model": "openai/gpt-4o-mini",
                             "api_base": f"http://127.0.0.1:{upstream}/v1",
                             "api_key": "none",
                         },
@@ -118,7 +126,7 @@ def measure_litellm(folder: Path) -> Figures:
     ):
         direct = (f"127.0.0.1:{upstream}", "/v1/chat/completions")
         through = (f"127.0.0.1:{port}", "/v1/chat/completions")
-        return measure(direct, through, {"Authorization": "Bearer sk-bench"}, pid)
+        return measure(direct, through, {"Authorization": "Bearer sk-bench"}, pid, THEIRS)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 import uvicorn
 
 BODY = (
-    b'{"id":"noop","object":"chat.completion","created":1,"model":"noop","choices":[{"index":0,"finish_reason":"stop",'
+    b'{"id":"noop","object":"chat.completion","created":1,"model":"gpt-4o-mini","choices":[{"index":0,"finish_reason":"stop",'
     b'"message":{"role":"assistant","content":"ok"}}],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}'
 )
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
