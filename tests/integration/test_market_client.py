@@ -48,8 +48,12 @@ def test_the_whole_path(market_site: Site, tmp_path: Path) -> None:
         api.predict([[1, 2, 3, 4]])
     assert over.value.retry_after > 0
 
-    until(lambda: api.usage().total.calls == 3, 20, "usage of 3 calls", log=market_site.log("gateway"))
-    assert ann.usage(listing="ann/path").total.rejected == 1
+    def counted() -> bool:
+        total = ann.usage(listing="ann/path").total
+        return (total.calls, total.rejected) == (3, 1)
+
+    until(counted, 30, "usage of 3 calls and a refusal", log=market_site.log("gateway"))
+    assert api.usage().total.calls == 3
     assert api.usage().keys[0].of == api.key_prefix
 
 
