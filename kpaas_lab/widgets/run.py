@@ -122,7 +122,9 @@ def _hint(picture: Picture) -> Html | None:
     phase = picture.status.phase
     hint = {
         Phase.PENDING: _("It waits for its processes to start."),
-        Phase.FAILED: _("run.logs() has the whole log; run.resume() goes on from the last checkpoint."),
-        Phase.CANCELLED: _("run.resume() goes on from the last checkpoint."),
+        Phase.FAILED: _(
+            "run.logs() has the whole log; run.resume() goes on from the last checkpoint, if there is one."
+        ),
+        Phase.CANCELLED: _("run.resume() goes on from the last checkpoint, or begins anew where there is none."),
     }.get(phase)
     return tag("p", soft(hint)) if hint and not (phase is Phase.PENDING and picture.status.message) else None
