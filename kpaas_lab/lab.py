@@ -60,7 +60,8 @@ class Lab:
 
     def slice(self) -> SliceCheck:
         """This notebook's own slice: what it promises, and what this process really has."""
-        return SliceCheck(find(self._catalogue, self.settings.slice or None), observe())
+        profile = find(self._catalogue, self.settings.slice or None)
+        return SliceCheck(profile, observe(), sandboxed=bool(self.settings.user))
 
     # -- train ---------------------------------------------------------------------------------------------------
 

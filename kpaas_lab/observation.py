@@ -45,6 +45,7 @@ class Verdict(StrEnum):
     AS_PROMISED = N_("as promised")
     LESS = N_("less than promised")
     UNLIMITED = N_("not limited")
+    WATCHED = N_("kept by the sandbox")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Comparison:
     resource: str
     promised: float
     observed: float
+    watched: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -65,15 +67,23 @@ class Comparison:
         """
         if self.observed < self.promised * 0.98:
             return Verdict.LESS
-        return Verdict.UNLIMITED if self.observed > self.promised * 1.02 else Verdict.AS_PROMISED
+        if self.observed <= self.promised * 1.02:
+            return Verdict.AS_PROMISED
+        return Verdict.WATCHED if self.watched else Verdict.UNLIMITED
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SliceCheck:
-    """A slice seen from inside it."""
+    """A slice seen from inside it.
+
+    Attributes:
+        sandboxed: whether the hub's sandbox watches the memory of all processes together. No limit of one process
+            shows that: the sandbox ends the largest one when their sum passes the slice's.
+    """
 
     profile: SliceProfile
     observed: Observed
+    sandboxed: bool = False
 
     @property
     def comparisons(self) -> Sequence[Comparison]:
@@ -81,7 +91,7 @@ class SliceCheck:
         promised, observed = self.profile, self.observed
         every = (
             Comparison(N_("CPU cores"), promised.cpus, observed.cpus),
-            Comparison(N_("memory, MiB"), promised.memory_mib, observed.memory_mib),
+            Comparison(N_("memory, MiB"), promised.memory_mib, observed.memory_mib, self.sandboxed),
             Comparison(N_("processes"), promised.processes, observed.processes),
             Comparison(N_("GPU memory, MiB"), promised.gpu_memory_mib, observed.gpu_memory_mib),
         )
@@ -118,7 +128,9 @@ class SliceTable(tuple[SliceCapacity, ...]):
                 _mib(profile.gpu_memory_mib) if profile.gpu_memory_mib else "-",
                 isolation_in_words(profile.isolation),
                 f"{entry.free} / {entry.total}",
-                _("{price:g} an hour").format(price=profile.price_per_hour) if profile.price_per_hour else _("free of charge"),
+                _("{price:g} an hour").format(price=profile.price_per_hour)
+                if profile.price_per_hour
+                else _("free of charge"),
             ]
             for entry in self
             for profile in [entry.profile]

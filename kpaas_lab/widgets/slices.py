@@ -8,7 +8,7 @@ from kpaas_lab.i18n import _
 from kpaas_lab.observation import Comparison, SliceCheck, SliceTable, Verdict
 from kpaas_lab.widgets.markup import Html, card, pill, row, soft, table, tag
 
-_TONES = {Verdict.AS_PROMISED: "good", Verdict.LESS: "bad", Verdict.UNLIMITED: "warn"}
+_TONES = {Verdict.AS_PROMISED: "good", Verdict.LESS: "bad", Verdict.UNLIMITED: "warn", Verdict.WATCHED: "good"}
 
 
 def slices_html(slices: SliceTable) -> Html:
@@ -40,4 +40,6 @@ def _explanation(comparisons: Sequence[Comparison]) -> Html | None:
         words.append(_("Less than promised: this machine, or a limit around this notebook, has no more."))
     if Verdict.UNLIMITED in seen:
         words.append(_("Not limited: nothing holds this process to the slice; others may feel it."))
+    if Verdict.WATCHED in seen:
+        words.append(_("Kept by the sandbox: it ends the largest process when all together use more than promised."))
     return tag("p", soft(" ".join(words))) if words else None

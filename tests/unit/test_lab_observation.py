@@ -31,6 +31,15 @@ def test_each_resource_gets_a_verdict() -> None:
     }
 
 
+def test_the_sandbox_keeps_the_memory_of_all_together() -> None:
+    check = SliceCheck(PROFILE, Observed(cpus=2, memory_mib=10_240, processes=512), sandboxed=True)
+    assert [item.verdict for item in check.comparisons] == [
+        Verdict.AS_PROMISED,
+        Verdict.WATCHED,
+        Verdict.AS_PROMISED,
+    ]
+
+
 def test_a_gpu_slice_also_compares_its_memory() -> None:
     profile = PROFILE.model_copy(update={"gpu_memory_mib": 10240})
     check = SliceCheck(profile, Observed(cpus=2, memory_mib=4096, processes=512, gpus=("X",), gpu_memory_mib=10240))
