@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kpaas_lab.errors import SettingsError
-from kpaas_lab.market import refusals
-from kpaas_lab.market.gateway_settings import from_environment
-from kpaas_lab.market.limiting import Exceeded, PlanLimits
-from kpaas_lab.market.routing import call_of, forwarded, key_of, methods, query_of, returned, trace_of
+from kpaas_lab.market.gateway import refusals
+from kpaas_lab.market.gateway.limiting import Exceeded, PlanLimits
+from kpaas_lab.market.gateway.routing import call_of, forwarded, key_of, methods, query_of, returned, trace_of
+from kpaas_lab.market.gateway.settings import from_environment
 
 GIVEN = {
     "KPAAS_LAB_LISTEN": "127.0.0.1:8001",

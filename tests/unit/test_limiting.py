@@ -5,7 +5,7 @@ import datetime as dt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kpaas_lab.market.limiting import Exceeded, Limiter, PlanLimits
+from kpaas_lab.market.gateway.limiting import Exceeded, Limiter, PlanLimits
 
 DAY = dt.date(2026, 11, 23)
 NEXT = DAY + dt.timedelta(days=1)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from kpaas_lab.market.metering import Batch, Row, Tally, apply, bucket, forget
+from kpaas_lab.market.gateway.metering import Batch, Row, Tally, apply, bucket, forget
+from kpaas_lab.market.gateway.spool import SEGMENT_BYTES, Spool
 from kpaas_lab.market.models import UsageBatch
-from kpaas_lab.market.spool import SEGMENT_BYTES, Spool
 from tests.fixtures.gateway import Lab
 
 DAY = dt.date(2026, 11, 23)
@@ -137,7 +137,7 @@ def test_a_full_disk_loses_no_earlier_record(tmp_path: Path) -> None:
     code = """
 import resource, signal, sys
 from pathlib import Path
-from kpaas_lab.market.spool import Spool
+from kpaas_lab.market.gateway.spool import Spool
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 spool = Spool(Path(sys.argv[1]))
 spool.append(b"a" * 3000)

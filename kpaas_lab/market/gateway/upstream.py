@@ -23,7 +23,7 @@ from yarl import URL
 
 from kpaas_lab.market.connector import ReplicaConnector
 from kpaas_lab.market.endpoints import Replica, replicas
-from kpaas_lab.market.gateway_settings import Limits
+from kpaas_lab.market.gateway.settings import Limits
 
 _LOOK_AGAIN = 1.0  # seconds between looks at which replicas there are
 _REST = 3.0  # seconds that a replica which refused is asked last

@@ -21,8 +21,8 @@ from sqlalchemy.orm import Session
 
 from kpaas_lab.errors import EngineUnavailableError, LabError
 from kpaas_lab.market.database import reading
-from kpaas_lab.market.limiting import Limiter, PlanLimits
-from kpaas_lab.market.meter import Database, Meter
+from kpaas_lab.market.gateway.limiting import Limiter, PlanLimits
+from kpaas_lab.market.gateway.meter import Database, Meter
 from kpaas_lab.market.models import ApiKey, Listing, ListingVersion, Plan, Subscription, Usage
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kpaas_lab.errors import LabError
 from kpaas_lab.market.database import open_database
-from kpaas_lab.market.metering import Batch, Tally, apply, forget
-from kpaas_lab.market.spool import Spool
+from kpaas_lab.market.gateway.metering import Batch, Tally, apply, forget
+from kpaas_lab.market.gateway.spool import Spool
 
 log = logging.getLogger(__name__)
 

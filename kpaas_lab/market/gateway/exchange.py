@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from kpaas_lab.i18n import COOKIE
-from kpaas_lab.market.refusals import Refusal, too_large
-from kpaas_lab.market.routing import SAFE, trace_of
+from kpaas_lab.market.gateway.refusals import Refusal, too_large
+from kpaas_lab.market.gateway.routing import SAFE, trace_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

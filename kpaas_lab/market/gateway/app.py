@@ -1,4 +1,4 @@
-"""The data plane: `python -m kpaas_lab.market.gateway`. Routes, and the parts put together."""
+"""Routes, and the parts put together."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from starlette.routing import Route
 
 from kpaas_lab.errors import EngineUnavailableError, LabError, SettingsError
 from kpaas_lab.i18n import N_, _
-from kpaas_lab.market import openapi, refusals
 from kpaas_lab.market.database import open_database
-from kpaas_lab.market.directory import Directory
-from kpaas_lab.market.exchange import Receive, Scope, Send
-from kpaas_lab.market.gateway_settings import GatewaySettings, from_environment
-from kpaas_lab.market.limiting import Limiter
-from kpaas_lab.market.meter import Database, Meter
-from kpaas_lab.market.metrics import Metrics
-from kpaas_lab.market.proxying import Proxy
-from kpaas_lab.market.refusals import Refusal
-from kpaas_lab.market.routing import SAFE, call_of
-from kpaas_lab.market.spool import Spool
-from kpaas_lab.market.upstream import Upstream
-from kpaas_lab.market.wire import limited_protocol
+from kpaas_lab.market.gateway import openapi, refusals
+from kpaas_lab.market.gateway.directory import Directory
+from kpaas_lab.market.gateway.exchange import Receive, Scope, Send
+from kpaas_lab.market.gateway.limiting import Limiter
+from kpaas_lab.market.gateway.meter import Database, Meter
+from kpaas_lab.market.gateway.metrics import Metrics
+from kpaas_lab.market.gateway.proxying import Proxy
+from kpaas_lab.market.gateway.refusals import Refusal
+from kpaas_lab.market.gateway.routing import SAFE, call_of
+from kpaas_lab.market.gateway.settings import GatewaySettings, from_environment
+from kpaas_lab.market.gateway.spool import Spool
+from kpaas_lab.market.gateway.upstream import Upstream
+from kpaas_lab.market.gateway.wire import limited_protocol
 
 _SAFE = {name.decode(): value.decode() for name, value in SAFE}
 
@@ -193,7 +193,3 @@ def _open_spool(settings: GatewaySettings) -> Spool:
             _("The folder of KPAAS_LAB_SPOOL_DIR can't be used: {reason}").format(reason=error),
             hint=_("Calls are counted there first: make it writable, and free some space on its disk."),
         ) from None
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -13,17 +13,17 @@ from collections.abc import Iterator
 from aiohttp import ClientError, ClientResponse
 
 from kpaas_lab.errors import EngineUnavailableError
-from kpaas_lab.market import refusals
-from kpaas_lab.market.directory import Directory, Grant
-from kpaas_lab.market.exchange import CallerGoneError, Exchange, Receive, Scope, Send
-from kpaas_lab.market.gateway_settings import Limits
+from kpaas_lab.market.gateway import refusals
+from kpaas_lab.market.gateway.directory import Directory, Grant
+from kpaas_lab.market.gateway.exchange import CallerGoneError, Exchange, Receive, Scope, Send
+from kpaas_lab.market.gateway.limiting import Limiter
+from kpaas_lab.market.gateway.metering import Tally, Who
+from kpaas_lab.market.gateway.metrics import Metrics
+from kpaas_lab.market.gateway.refusals import Refusal
+from kpaas_lab.market.gateway.routing import Call, forwarded, key_of, methods, query_of, returned
+from kpaas_lab.market.gateway.settings import Limits
+from kpaas_lab.market.gateway.upstream import BrokenUpstreamError, NoReplicaError, Upstream
 from kpaas_lab.market.keys import fingerprint, same, well_formed
-from kpaas_lab.market.limiting import Limiter
-from kpaas_lab.market.metering import Tally, Who
-from kpaas_lab.market.metrics import Metrics
-from kpaas_lab.market.refusals import Refusal
-from kpaas_lab.market.routing import Call, forwarded, key_of, methods, query_of, returned
-from kpaas_lab.market.upstream import BrokenUpstreamError, NoReplicaError, Upstream
 
 log = logging.getLogger(__name__)
 

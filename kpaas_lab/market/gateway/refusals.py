@@ -10,7 +10,7 @@ from http import HTTPStatus
 import orjson
 
 from kpaas_lab.i18n import N_, _, negotiate, use_language
-from kpaas_lab.market.limiting import Exceeded, PlanLimits
+from kpaas_lab.market.gateway.limiting import Exceeded, PlanLimits
 
 
 @dataclass(slots=True, eq=False)

@@ -1,0 +1,1 @@
+"""The data plane, a process of its own: keys, plans, proxying to endpoints, metering."""
