@@ -8,7 +8,7 @@ BIN := .venv/bin
 PO := $(wildcard kpaas_lab/locale/*/LC_MESSAGES/kpaas_lab.po)
 MO := $(PO:.po=.mo)
 
-.PHONY: help run test pytest bench check env lock messages clean
+.PHONY: help run test pytest bench check env lock messages messages-update clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -36,6 +36,13 @@ env: ## build the environment (shared by every clone with the same lock)
 	@$(MAKE) --no-print-directory -s messages
 
 messages: $(MO) ## compile the translations
+
+messages-update: ## gather the texts of code and pages; what has no Korean yet is an empty msgstr
+	@mkdir -p .build
+	@$(BIN)/python -m babel.messages.frontend -q extract -F kpaas_lab/locale/babel.cfg --no-wrap \
+	  --add-location=file --sort-by-file -o .build/kpaas_lab.pot .
+	@$(foreach po,$(PO),$(BIN)/python -m babel.messages.frontend -q update -i .build/kpaas_lab.pot -o $(po) -N --no-wrap \
+	  --ignore-obsolete --ignore-pot-creation-date -l $(notdir $(patsubst %/LC_MESSAGES/,%,$(dir $(po)))) &&) true
 
 %.mo: %.po
 	@$(BIN)/python -m babel.messages.frontend compile -i $< -o $@ -l $(notdir $(patsubst %/LC_MESSAGES/,%,$(dir $<))) 2>/dev/null
