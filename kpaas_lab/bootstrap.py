@@ -158,7 +158,8 @@ def shared_environment(cache: Path, torch: str) -> Path:
         print(f"Building the environment in {home} (once for every clone with this lock).", flush=True)
         installer = uv(cache, lock)
         _run(installer, "venv", "--quiet", "--allow-existing", "--python", sys.executable, home)
-        install: list[str | Path] = [installer, "pip", "install", "--python", home]
+        # Compiled now: sandboxes see these packages read-only and would compile them at every start.
+        install: list[str | Path] = [installer, "pip", "install", "--compile-bytecode", "--python", home]
         if torch == "cpu":
             rest = home / "requirements-without-cuda.txt"
             rest.write_text(without_cuda(lock))
