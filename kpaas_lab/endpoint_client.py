@@ -149,7 +149,7 @@ class EndpointClient:
             if broken
             else EngineUnavailableError(
                 _("No replica of endpoint {name!r} answers.").format(name=self._name),
-                hint=_("Look at its status() and its logs(), or wait_ready()."),
+                hint=_("Look at its status and its logs(), or wait_ready()."),
             )
         )
 

@@ -143,7 +143,7 @@ class Endpoints(Mapping[str, "Endpoint"]):
         return len(self._engine.list(labels=LABELS))
 
     def __repr__(self) -> str:
-        lines = [f"{name}: {self[name].status().phase}" for name in self]
+        lines = [f"{name}: {self[name].status.phase}" for name in self]
         return "\n".join(lines) or _("There are no endpoints yet.")
 
 
@@ -164,9 +164,12 @@ class Endpoint:
         status = _status(self._engine, self.name)
         if status is None:
             return _("Endpoint {name!r}: deleted").format(name=self.name)
-        state = _("ready ({count})").format(count=status.ready) if status.ready else status.message or status.phase
+        state = (
+            _("ready ({count})").format(count=status.ready) if status.ready else status.message or _(status.phase.value)
+        )
         return _("Endpoint {name!r}: {state}").format(name=self.name, state=state)
 
+    @property
     def status(self) -> Status:
         """How it is now."""
         return self._engine.get(self.name)
@@ -214,7 +217,7 @@ class Endpoint:
             WaitTimeoutError: not in time; it goes on starting.
         """
         deadline = time.monotonic() + timeout
-        while not (status := self.status()).ready:
+        while not (status := self.status).ready:
             code = status.exit_code or 0
             if status.phase.ended or code > 0 or status.reason == "OutOfMemory":
                 raise RunFailedError(
@@ -245,7 +248,7 @@ class Endpoint:
         """
         folder = self._settings.home / "endpoints" / self.name
         with _exclusive(folder):
-            self.status()
+            self._engine.get(self.name)  # NotFoundError where it was deleted
             version = str(int(models.read_manifest(folder / "model").version) + 1)
             _put(model, folder / "model", example=example, version=version)
         deadline = time.monotonic() + timeout
@@ -267,7 +270,7 @@ class Endpoint:
         shutil.rmtree(self._settings.home / "endpoints" / self.name, ignore_errors=True)
 
     def _addresses(self) -> tuple[str, ...]:
-        return self.status().addresses
+        return self.status.addresses
 
 
 def _say(text: str) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def endpoint_html(endpoint: Endpoint) -> Html:
     """A card; an endpoint that doesn't answer now has one too."""
     try:
-        status = endpoint.status()
+        status = endpoint.status
     except LabError as error:
         return card(row(tag("h4", endpoint.name)), tag("p", str(error)))
     metadata, note = _answers(endpoint, status)

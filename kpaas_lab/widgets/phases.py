@@ -11,13 +11,7 @@ _TONES = {Phase.RUNNING: "busy", Phase.SUCCEEDED: "good", Phase.FAILED: "bad", P
 
 def phase_in_words(phase: Phase) -> str:
     """The phase in the reader's language."""
-    return {
-        Phase.PENDING: _("Pending"),
-        Phase.RUNNING: _("Running"),
-        Phase.SUCCEEDED: _("Succeeded"),
-        Phase.FAILED: _("Failed"),
-        Phase.CANCELLED: _("Cancelled"),
-    }[phase]
+    return _(phase.value)
 
 
 def phase_pill(phase: Phase, tone: str | None = None) -> Html:

@@ -43,7 +43,7 @@ def endpoints_html(endpoints: Mapping[str, Endpoint]) -> Html:
     rows = [
         [name, phase_pill(status.phase), replicas(status), status.slice or "", since(status)]
         for name, endpoint in endpoints.items()
-        for status in [endpoint.status()]
+        for status in [endpoint.status]
     ]
     return card(tag("h4", _("Endpoints")), table([_("endpoint"), _("phase"), _("ready"), _("slice"), _("since")], rows))
 

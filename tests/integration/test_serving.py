@@ -187,7 +187,7 @@ def test_two_kernels_at_once_one_wins(place: Place) -> None:
 
 def test_an_update_changes_every_replica_without_a_gap(place: Place) -> None:
     endpoint = place.serve(double, example=X, replicas=2, slice="cpu")
-    until(lambda: endpoint.status().ready == 2, 30, "two replicas")
+    until(lambda: endpoint.status.ready == 2, 30, "two replicas")
     stop = False
 
     def call() -> set[float]:

@@ -60,6 +60,7 @@ class Endpoint:
     def __init__(self, status: Status | None, text: str = "x") -> None:
         self._status, self.text = status, text
 
+    @property
     def status(self) -> Status:
         if self._status is None:
             raise NotFoundError("No workload 'digits'.")
