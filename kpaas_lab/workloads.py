@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from kpaas_lab.errors import SettingsError
-from kpaas_lab.i18n import _
+from kpaas_lab.i18n import N_, _
 
 # A DNS label (RFC 1123), so that one name serves as folder, Kubernetes object and host name.
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?")
@@ -19,11 +19,11 @@ NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?")
 class Phase(StrEnum):
     """Where a workload is in its life."""
 
-    PENDING = "Pending"  # accepted; waits for a slice or for its processes to start
-    RUNNING = "Running"  # a Job works; a Service has a replica that answers
-    SUCCEEDED = "Succeeded"
-    FAILED = "Failed"
-    CANCELLED = "Cancelled"
+    PENDING = N_("Pending")  # accepted; waits for a slice or for its processes to start
+    RUNNING = N_("Running")  # a Job works; a Service has a replica that answers
+    SUCCEEDED = N_("Succeeded")
+    FAILED = N_("Failed")
+    CANCELLED = N_("Cancelled")
 
     @property
     def ended(self) -> bool:
@@ -118,7 +118,8 @@ class Status:
 
     Attributes:
         kind: "Job" or "Service".
-        reason: one CamelCase word a program can read: "OutOfMemory", "Error", "Killed", "Lost", "Unschedulable", "".
+        reason: one CamelCase word a program can read: "OutOfMemory", "TooManyProcesses", "Error", "Killed", "Lost",
+            "Unschedulable", "".
         message: the same in a sentence, for people.
         created, started, finished: UTC.
         exit_code: of the first process that failed; negative is a signal.

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from kpaas_lab import durable
 from kpaas_lab.engines import limits, logfile, records
 from kpaas_lab.engines.machine import fitting, this_machine
 from kpaas_lab.engines.spawn import spawn
@@ -193,7 +194,7 @@ class LocalEngine:
             (draft / logfile.HEAD).touch()
             records.write_json(draft / records.SPEC, spec)
             draft.rename(self._folder / workload.name)
-            records.sync_folder(self._folder)
+            durable.sync_folder(self._folder)
         except BaseException:
             if lock is not None:
                 os.close(lock)
@@ -205,7 +206,7 @@ class LocalEngine:
         gone = self._folder / f".gone-{uuid.uuid4().hex}"
         with contextlib.suppress(FileNotFoundError):  # somebody else deletes it too
             folder.rename(gone)
-            records.sync_folder(self._folder)
+            durable.sync_folder(self._folder)
         shutil.rmtree(gone, ignore_errors=True)
 
     def _sweep(self) -> None:

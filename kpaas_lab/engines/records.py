@@ -14,7 +14,6 @@ Standard library only: the shim reads and writes the same files, in a process th
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -22,24 +21,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from kpaas_lab import durable
+
 SPEC, STATUS, CONTROL, LOCK, WAKE, RESERVE = "spec.json", "status.json", "control.json", "lock", "wake", "reserve"
 ID_VARIABLE = "KPAAS_LAB_WORKLOAD_ID"  # in every process of a workload, so that none is missed and none mistaken
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write a file so that a reader, and a machine that loses power, sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(data, file, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
+    """Write a file whole or not at all."""
+    durable.write(path, json.dumps(data, ensure_ascii=False))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -49,18 +39,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return {}
     return data if isinstance(data, dict) else {}
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # file systems that can't sync a folder don't need to
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def take_lock(folder: Path) -> int | None:

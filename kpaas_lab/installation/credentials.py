@@ -8,9 +8,9 @@ import string
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from kpaas_lab import durable
 from kpaas_lab.errors import SettingsError
 from kpaas_lab.i18n import _
-from kpaas_lab.installation import atomic
 
 # No letters that are taken for digits, and none that a reader could take for another.
 READABLE = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -131,5 +131,5 @@ def load_or_make(path: Path) -> tuple[Credentials, bool]:
     if path.exists():
         return load(path), False
     made = generate()
-    atomic.write(path, json.dumps(asdict(made), indent=2) + "\n")
+    durable.write(path, json.dumps(asdict(made), indent=2) + "\n")
     return made, True

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 
 import psutil
 
+from kpaas_lab import durable
 from kpaas_lab.errors import AlreadyExistsError
 from kpaas_lab.i18n import _
-from kpaas_lab.installation import atomic
 from kpaas_lab.installation.layout import Layout
 
 
@@ -41,7 +41,7 @@ class Running:
 def announce(layout: Layout, address: str) -> None:
     """Say who holds the lock."""
     own = psutil.Process()
-    atomic.write(
+    durable.write(
         layout.running, json.dumps(asdict(Running(pid=own.pid, created=own.create_time(), address=address))) + "\n"
     )
 

@@ -9,9 +9,9 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from kpaas_lab import durable
 from kpaas_lab.errors import SettingsError
 from kpaas_lab.i18n import _
-from kpaas_lab.installation import atomic
 
 INTERNAL = ("hub", "market", "api", "traefik_api")
 # Below the kernel's range for outgoing connections, which could take a port between two starts.
@@ -103,5 +103,5 @@ def allocate(path: Path, address: str, public: int) -> dict[str, int]:
         OSError: the choice couldn't be written.
     """
     ports = choose(load(path), check_public(address, public), is_free)
-    atomic.write(path, json.dumps(ports) + "\n")
+    durable.write(path, json.dumps(ports) + "\n")
     return ports

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kpaas_lab.installation import atomic, programs
+from kpaas_lab import durable
+from kpaas_lab.installation import programs
 from kpaas_lab.installation.layout import Layout
 
 GROUP = "lab"
@@ -113,7 +114,7 @@ class _UnixTransport(xmlrpc.client.Transport):
 
 def start(layout: Layout, environment: Mapping[str, str], lock: int) -> subprocess.Popen[bytes]:
     """Start supervisord, which starts the rest. It holds the lock too, until the last process is gone."""
-    atomic.write(layout.supervisor_config, configuration())
+    durable.write(layout.supervisor_config, configuration())
     layout.supervisor_socket.unlink(missing_ok=True)
     for name in programs.NAMES:
         layout.starts(name).unlink(missing_ok=True)

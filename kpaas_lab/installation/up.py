@@ -14,9 +14,10 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
+from kpaas_lab import durable
 from kpaas_lab.errors import LabError, SettingsError
 from kpaas_lab.i18n import _
-from kpaas_lab.installation import atomic, credentials, leftovers, lock, ports, programs, proxy, readiness, supervisor
+from kpaas_lab.installation import credentials, leftovers, lock, ports, programs, proxy, readiness, supervisor
 from kpaas_lab.installation.credentials import Credentials
 from kpaas_lab.installation.layout import Layout, open_home
 from kpaas_lab.slices import load_catalogue
@@ -244,9 +245,9 @@ def _watch(platform: Platform, say: Say, request: StopRequest) -> None:
 
 
 def _write_proxy_files(layout: Layout, options: Options, chosen: Mapping[str, int]) -> None:
-    atomic.write(layout.proxy_config, proxy.as_yaml(proxy.static_config(options.bind, chosen, layout.proxy_routes)))
+    durable.write(layout.proxy_config, proxy.as_yaml(proxy.static_config(options.bind, chosen, layout.proxy_routes)))
     # The hub makes the routes anew at each start; Traefik needs the file to be there.
-    atomic.write(layout.proxy_routes, "")
+    durable.write(layout.proxy_routes, "")
 
 
 def _to_whom_still_listens(say: Say) -> Say:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from kpaas_lab import durable
 from kpaas_lab.errors import SettingsError
 from kpaas_lab.i18n import _
 
@@ -97,13 +96,4 @@ class KeyStore:
 
     def _write(self, keys: Mapping[str, StoredKey]) -> None:
         content = {"keys": {id: {"listing": key.listing, "key": key.text} for id, key in keys.items()}}
-        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=".keys-")  # mode 0600
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(content, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self.path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        durable.write(self.path, json.dumps(content, indent=1))

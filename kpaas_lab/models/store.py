@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 
 from pydantic import ValidationError
 
-from kpaas_lab import oip
+from kpaas_lab import durable, oip
 from kpaas_lab.errors import ModelError
 from kpaas_lab.i18n import _
 from kpaas_lab.models import manifest as manifests
@@ -282,7 +282,7 @@ def _write(manifest: Manifest, data: bytes, directory: Path) -> None:
         _write_files(manifest, data, target)
         if fresh:
             target.rename(directory)
-            _sync(directory.parent)
+            durable.sync_folder(directory.parent)
     except OSError as error:
         raise ModelError(
             _("The model can't be written to {path}: {error}.").format(path=directory, error=error.strerror)
@@ -297,30 +297,8 @@ def _write_files(manifest: Manifest, data: bytes, folder: Path) -> None:
     with contextlib.suppress(ModelError):
         previous = set(read_manifest(folder).files)
     (name,) = manifest.files
-    _write_synced(folder / name, data)
-    _write_synced(folder / manifests.FILE, manifest.model_dump_json(indent=1).encode())
+    durable.write(folder / name, data, mode=0o644)
+    durable.write(folder / manifests.FILE, manifest.model_dump_json(indent=1), mode=0o644)
     for file in folder.glob("model-*"):
         if file.name not in previous | {name}:
             file.unlink(missing_ok=True)
-
-
-def _write_synced(file: Path, data: bytes) -> None:
-    """Write beside, make durable, then rename into place."""
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(file)
-        _sync(file.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kpaas_lab.engines.records import sync_folder
+from kpaas_lab.durable import sync_folder
 from kpaas_lab.errors import SettingsError
 from kpaas_lab.i18n import _
 from kpaas_lab.training import folder

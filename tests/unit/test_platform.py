@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from kpaas_lab import durable
 from kpaas_lab.errors import SettingsError
-from kpaas_lab.installation import atomic, credentials, layout, ports, programs, proxy, supervisor, up
+from kpaas_lab.installation import credentials, layout, ports, programs, proxy, supervisor, up
 from kpaas_lab.installation.layout import FOLDERS, Layout, open_home
 
 PORTS = {"public": 8123, "hub": 20001, "market": 20002, "api": 20003, "traefik_api": 20004}
@@ -72,14 +73,14 @@ def test_a_home_that_was_never_made(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    atomic.write(path, "old")
+    durable.write(path, "old")
 
     def no_space(_handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space"):
-        atomic.write(path, "new")
+        durable.write(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

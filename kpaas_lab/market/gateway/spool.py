@@ -19,6 +19,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kpaas_lab.durable import sync_folder
+
 SEGMENT_BYTES = 1 << 20
 _SUFFIX = ".segment"
 
@@ -130,7 +132,7 @@ class Spool:
             segment.path.unlink()
             dropped += segment.taken
         if dropped:
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         return dropped
 
     def close(self) -> None:
@@ -158,7 +160,7 @@ class Spool:
         with self._guard:
             self._writing = writing
             self._segments.append(_Segment(path, 0))
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
         return writing
 
 
@@ -178,14 +180,14 @@ def _own_folder(shared: Path) -> tuple[Path, int]:
             continue
         for segment in path.glob(f"*{_SUFFIX}"):
             segment.rename(own[0] / segment.name)
-        _sync_folder(own[0])
+        sync_folder(own[0])
         with contextlib.suppress(OSError):
             path.rmdir()
         os.close(lock)
     while own is None:
         path = shared / f"gateway-{secrets.token_hex(4)}"
         path.mkdir(mode=0o700)
-        _sync_folder(shared)
+        sync_folder(shared)
         lock = _try_lock(path)
         own = (path, lock) if lock is not None else None
     return own
@@ -204,11 +206,3 @@ def _try_lock(path: Path) -> int | None:
         pass
     os.close(lock)
     return None
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
