@@ -54,8 +54,10 @@ class Dataset:
         return self.test.images[:2]
 
     def __repr__(self) -> str:
-        sizes = f"{len(self.train)} to train, {len(self.test)} to test"
-        return f"Dataset({self.name!r}, {sizes}, images of {self.train.images.shape[1:]})"
+        words = _("{train} to train, {test} to test, images of {shape}").format(
+            train=len(self.train), test=len(self.test), shape=self.train.images.shape[1:]
+        )
+        return f"Dataset({self.name!r}, {words})"
 
 
 def _digits() -> Dataset:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kpaas_lab.i18n import _
+
 
 class LabError(Exception):
     """Base of all errors that this library raises on purpose.
@@ -208,7 +210,7 @@ def from_http(status: int, body: object, *, retry_after: float = 0.0) -> LabErro
     """
     detail = body.get("error") if isinstance(body, dict) else None
     detail = detail if isinstance(detail, dict) else {}
-    message = str(detail.get("message") or f"The service answered {status}.")
+    message = str(detail.get("message") or _("The service answered {status}.").format(status=status))
     hint = str(detail.get("hint") or "")
     if detail.get("code") == QuotaExceededError.code or status == 429:
         return QuotaExceededError(message, hint=hint, retry_after=retry_after)

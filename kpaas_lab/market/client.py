@@ -28,7 +28,7 @@ class Plan:
 
     Example:
         >>> Plan("free", calls_per_day=1000)
-        Plan('free', 1,000 calls a day, free)
+        Plan('free', 1,000 calls a day, free of charge)
     """
 
     name: str
@@ -39,12 +39,15 @@ class Plan:
 
     def __repr__(self) -> str:
         limits = {
-            "calls a day": self.calls_per_day,
-            "calls a second": self.calls_per_second,
-            "at once": self.concurrency,
+            _("{count} calls a day"): self.calls_per_day,
+            _("{count} calls a second"): self.calls_per_second,
+            _("{count} calls at once"): self.concurrency,
         }
-        words = [f"{limit:,} {unit}" for unit, limit in limits.items() if limit is not None]
-        words.append(f"₩{self.price_per_1000_calls:,} for 1,000 calls" if self.price_per_1000_calls else "free")
+        words = [text.format(count=f"{limit:,}") for text, limit in limits.items() if limit is not None]
+        price = f"₩{self.price_per_1000_calls:,}"
+        words.append(
+            _("{price} for 1,000 calls").format(price=price) if self.price_per_1000_calls else _("free of charge")
+        )
         return f"Plan({self.name!r}, {', '.join(words)})"
 
     def to_json(self) -> dict[str, Any]:
@@ -75,11 +78,11 @@ class Usage:
     keys: Sequence[Count]
 
     def __repr__(self) -> str:
-        t = self.total
-        return (
-            f"Usage({self.first} to {self.last}: {t.calls:,} calls, {t.errors:,} errors, {t.rejected:,} turned away, "
-            f"p50 {t.p50_ms} ms, p95 {t.p95_ms} ms)"
+        total = self.total
+        words = _("{calls:,} calls, {errors:,} errors, {rejected:,} turned away, p50 {p50} ms, p95 {p95} ms").format(
+            calls=total.calls, errors=total.errors, rejected=total.rejected, p50=total.p50_ms, p95=total.p95_ms
         )
+        return f"Usage({self.first} – {self.last}: {words})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ def parse_request(body: bytes, header_length: int | None = None) -> InferRequest
     request_id = raw.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise ProtocolError(_("'id' must be a string, got {got}.").format(got=short(request_id)))
-    parameters = _parameters("the request", raw)
+    parameters = _parameters(_("the request"), raw)
     return InferRequest(
         inputs=_tensors(inputs, binary),
         outputs=_requested(raw.get("outputs")),
@@ -167,7 +167,7 @@ def parse_response(body: bytes, header_length: int | None = None) -> InferRespon
         model_name=str(raw.get("model_name", "")),
         model_version=None if version is None else str(version),
         id=raw.get("id"),
-        parameters=_parameters("the answer", raw),
+        parameters=_parameters(_("the answer"), raw),
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kpaas_lab.errors import ModelError
-from kpaas_lab.i18n import _
+from kpaas_lab.i18n import N_, _
 
 Array = npt.NDArray[Any]
 
@@ -41,12 +41,12 @@ _MAX_RANK = 32
 _INTEGERS = frozenset({int})
 _JSON_TYPES = {"b": frozenset({bool}), "O": frozenset({str}), "f": frozenset({int, float, type(None)})}
 _JSON_NAMES = {
-    bool: "a boolean",
-    int: "an integer",
-    float: "a number with a fraction",
-    str: "a string",
-    list: "an array",
-    dict: "an object",
+    bool: N_("a boolean"),
+    int: N_("an integer"),
+    float: N_("a number with a fraction"),
+    str: N_("a string"),
+    list: N_("an array"),
+    dict: N_("an object"),
     type(None): "null",
 }
 
@@ -311,4 +311,4 @@ def _reshape(name: str, array: Array, shape: Sequence[int]) -> Array:
 
 
 def _kind_of(kind: type) -> str:
-    return _JSON_NAMES.get(kind, kind.__name__)
+    return _(_JSON_NAMES[kind]) if kind in _JSON_NAMES else kind.__name__

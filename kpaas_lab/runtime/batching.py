@@ -216,7 +216,7 @@ def _split(outputs: dict[str, Array], rows: Sequence[int]) -> list[Outcome]:
     total = sum(rows)
     for name, array in outputs.items():
         if not array.ndim or len(array) != total:
-            raise ValueError(f"output '{name}' has not one row for each row of the inputs")
+            raise ValueError(_("output '{name}' has not one row for each row of the inputs").format(name=name))
     outcomes: list[Outcome] = []
     start = 0
     for count in rows:

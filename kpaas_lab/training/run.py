@@ -194,7 +194,7 @@ class Run:
         status = self.status
         if not status.phase.ended or status.phase is Phase.SUCCEEDED:
             raise AlreadyExistsError(
-                _("{name} is {phase}; there is nothing to resume.").format(name=self.name, phase=status.phase),
+                _("{name} is {phase}; there is nothing to resume.").format(name=self.name, phase=_(status.phase.value)),
                 hint=_("Train again under another name to repeat it."),
             )
         with storage(self.path):

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from kpaas_lab.errors import EngineUnavailableError, LabError
+from kpaas_lab.i18n import _
 from kpaas_lab.market.database import reading
 from kpaas_lab.market.gateway.limiting import Limiter, PlanLimits
 from kpaas_lab.market.gateway.meter import Database, Meter
@@ -275,7 +276,7 @@ class Directory:
 
 
 def _away() -> EngineUnavailableError:
-    return EngineUnavailableError("the database is away")
+    return EngineUnavailableError(_("The market's database doesn't answer."))
 
 
 def _ignore(future: asyncio.Future[Grant | None]) -> None:
