@@ -1,4 +1,4 @@
-"""A learner's server in a sandbox: start it, find it again, stop it. It outlives the hub, and dies whole.
+"""A learner's server in a sandbox: how it starts. It outlives the hub (`records.py` finds it again), and dies whole.
 
 What protects what is in ARCHITECTURE.md; the view of the file system in bubblewrap.py; what the inside gives up in
 confine.py; the sandbox's first process, which also keeps it within its memory, in sandbox_init.py.
@@ -12,28 +12,23 @@ import math
 import os
 import re
 import select
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from hub_config import bubblewrap
+from hub_config import bubblewrap, records
 from hub_config.confine import Limits
-from hub_config.homes import own, place_tree
+from hub_config.homes import own
+from hub_config.records import Record
 from hub_config.sandbox_init import Lines
 from hub_config.warm import NURSERY, WarmPool
 from kpaas_lab.errors import AlreadyExistsError, EngineUnavailableError, SettingsError
 from kpaas_lab.i18n import _
 from kpaas_lab.slices import SliceProfile
-
-__all__ = ["Record", "Sandbox", "limits", "load", "place_tree", "poll", "start", "stop", "stop_all"]
 
 # One that a passwd file and a path can hold.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,62}")
@@ -41,32 +36,6 @@ CPU_SECONDS = 7 * 24 * 3600
 FILE_SIZE = 32 << 30
 OPEN_FILES = 4096
 SETUP_SECONDS = 20.0
-UNKNOWN_EXIT = 1
-
-# Bubblewrap processes that this process started, so that their ends are waited for.
-_children: dict[int, subprocess.Popen[bytes]] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A sandbox that was started; a small JSON file.
-
-    Attributes:
-        pid: of the sandbox's first process, as seen from outside.
-        start_time: of that process, in clock ticks since boot: with the pid it names one process only.
-        name: the learner's.
-        path: where the record is kept.
-    """
-
-    pid: int
-    start_time: int
-    name: str
-    path: Path
-
-    @property
-    def status(self) -> Path:
-        """Where bubblewrap writes the exit code."""
-        return self.path.with_suffix(".status")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,8 +112,8 @@ def start(sandbox: Sandbox) -> Record:
         SettingsError: sandboxes can't be made on this machine, or the home can't be used.
         EngineUnavailableError: bubblewrap failed; the message ends with what it said.
     """
-    running = load(sandbox.record)
-    if running and poll(running) is None:
+    running = records.load(sandbox.record)
+    if running and records.poll(running) is None:
         raise AlreadyExistsError(
             _("{name!r} has a sandbox already.").format(name=sandbox.name), hint=_("Stop that server first.")
         )
@@ -273,11 +242,11 @@ def _begin(
     """Wait until the sandbox stands, record it, and let it run."""
     lines = Lines(wires.channel)
     pid = _first_pid(wires.told)
-    started = _start_time(pid) if pid else None
+    started = records.start_time(pid) if pid else None
     ready = _ready(lines) if started else False
     if pid is None or started is None or not ready:
         if pid and started:
-            _kill(pid, started)
+            records.kill(pid, started)
         child.kill()
         child.wait()
         tail = sandbox.log.read_text(errors="replace")[-500:].strip()
@@ -286,8 +255,7 @@ def _begin(
             hint=_("`kpaas-lab doctor` says what this machine can do."),
         )
     record = Record(pid, started, sandbox.name, sandbox.record)
-    _save(record)
-    _children[pid] = child
+    records.keep(record, child)
     joining = bool(not settings["alone"] and sandbox.warm and sandbox.warm.ready(sandbox.command))
     lines.write({**order, "join": joining})
     if joining and sandbox.warm:
@@ -354,104 +322,3 @@ def _first_pid(told: int) -> int | None:
         with contextlib.suppress(ValueError, KeyError):
             return int(json.loads(text)["child-pid"])
     return None
-
-
-def _start_time(pid: int) -> int | None:
-    """Clock ticks since boot (proc(5), stat, field 22); None for no such process or one that has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-def _save(record: Record) -> None:
-    """Whole or not at all, and on the disk."""
-    temporary = record.path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        json.dump({"pid": record.pid, "start_time": record.start_time, "name": record.name}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(record.path)
-
-
-def load(path: Path) -> Record | None:
-    """The record in that file; None where there is none that can be read."""
-    try:
-        stored = json.loads(path.read_text())
-        return Record(int(stored["pid"]), int(stored["start_time"]), str(stored["name"]), path)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def poll(record: Record) -> int | None:
-    """None while it runs; then its exit code, as a shell counts (128 + signal), 1 where nobody knows it."""
-    child = _children.get(record.pid)
-    if _start_time(record.pid) == record.start_time:
-        return None
-    if child is not None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=1)
-            del _children[record.pid]
-    return _exit_code(record.status)
-
-
-def _exit_code(status: Path) -> int:
-    try:
-        lines = [json.loads(line) for line in status.read_text().splitlines()]
-        return next(int(line["exit-code"]) for line in lines if "exit-code" in line)
-    except (OSError, ValueError, StopIteration):
-        return UNKNOWN_EXIT
-
-
-def _kill(pid: int, start_time: int, number: int = signal.SIGKILL, wait: float = 10.0) -> bool:
-    """Signal exactly that process and wait for its end; whether it has ended."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        if _start_time(pid) != start_time:
-            return True
-        signal.pidfd_send_signal(descriptor, number)
-        return bool(select.select([descriptor], [], [], wait)[0])
-    except ProcessLookupError:
-        return True
-    finally:
-        os.close(descriptor)
-
-
-def stop(record: Record, grace: float) -> None:
-    """End it and everything in it: SIGTERM to the server, SIGKILL to all after `grace` seconds. Idempotent."""
-    if not _kill(record.pid, record.start_time, signal.SIGTERM, wait=grace):
-        members = _descendants(record)
-        _kill(record.pid, record.start_time)
-        for member in members:  # ended already, except where there was no list of processes of its own
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-    poll(record)
-    record.path.unlink(missing_ok=True)
-
-
-def _descendants(record: Record) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        if _start_time(record.pid) == record.start_time:
-            return psutil.Process(record.pid).children(recursive=True)
-    return []
-
-
-def stop_all(home: Path, grace: float = 10.0) -> list[str]:
-    """End every sandbox of an installation, all at once; the names of those that ran.
-
-    Args:
-        home: KPAAS_LAB_HOME.
-        grace: seconds for all of them together.
-    """
-    records = [record for path in sorted((home / "run" / "sandboxes").glob("*.json")) if (record := load(path))]
-    running = [record for record in records if poll(record) is None]
-    for record in running:
-        _kill(record.pid, record.start_time, signal.SIGTERM, wait=0)
-    deadline = time.monotonic() + grace
-    for record in records:
-        stop(record, max(0.0, deadline - time.monotonic()))
-    return [record.name for record in running]

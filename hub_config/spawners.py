@@ -12,9 +12,8 @@ from jupyterhub.spawner import Spawner, SpawnException  # type: ignore[import-un
 from traitlets import Any as AnyTrait
 from traitlets import Float, Integer, Unicode
 
-from hub_config import course_folder, ports, sandbox
+from hub_config import course_folder, homes, ports, records, sandbox
 from hub_config.admission import Promised, Turns
-from hub_config.homes import own
 from hub_config.language import both, t
 from hub_config.profiles import Holding, Machine, choices, chosen, gpu_for
 from hub_config.server_environment import JUPYTER_CONFIG, environment
@@ -52,7 +51,7 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
     launch_timeout = Float(120, config=True, help="Seconds from a start's turn until the server answers.")
     grace = Float(10, config=True, help="Seconds a server has to stop by itself.")
 
-    record: sandbox.Record | None = None
+    record: records.Record | None = None
     holding: Holding | None = None
     stage = ""
     _starting = False
@@ -176,16 +175,16 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
 
     def _prepare_home(self) -> None:
         """The home, and what of the courses isn't there yet; the server of a hub that died half-way is ended first."""
-        left = sandbox.load(self._record_path)
-        if left is not None and sandbox.poll(left) is None:
-            sandbox.stop(left, self.grace)
+        left = records.load(self._record_path)
+        if left is not None and records.poll(left) is None:
+            records.stop(left, self.grace)
         for folder in (self._record_path.parent, self._log_path.parent):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        uid, _gid = own(self._home, self.user.name)
+        uid, _gid = homes.own(self._home, self.user.name)
         cache = Path(self.state_home, "hub", "courses")
         for course in course_folder.courses():
             view = course_folder.release_view(course, cache)
-            sandbox.place_tree(view, self._home, f"courses/{course.name}", uid)
+            homes.place_tree(view, self._home, f"courses/{course.name}", uid)
 
     def _sandbox(self, holding: Holding, language: str) -> sandbox.Sandbox:
         return sandbox.Sandbox(
@@ -224,13 +223,13 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
     async def poll(self) -> int | None:
         """None while it runs (or starts), else its exit status."""
         if self.record is not None:
-            return await asyncio.to_thread(sandbox.poll, self.record)
+            return await asyncio.to_thread(records.poll, self.record)
         return None if self._starting else 0
 
     async def stop(self, now: bool = False) -> None:
         """End the server and everything in its sandbox."""
         if self.record is not None:
-            await asyncio.to_thread(sandbox.stop, self.record, 0 if now else self.grace)
+            await asyncio.to_thread(records.stop, self.record, 0 if now else self.grace)
 
     # Across a restart of the hub
 
@@ -246,7 +245,7 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
         super().load_state(state)
         if "slice" not in state:
             return
-        self.record = sandbox.load(self._record_path)
+        self.record = records.load(self._record_path)
         profile = next((entry for entry in self.catalogue if entry.name == state["slice"]), None)
         if self.record is not None and profile is not None:
             self.holding = Holding(profile, state.get("gpu"))

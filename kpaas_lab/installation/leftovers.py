@@ -38,14 +38,14 @@ def sweep(layout: Layout) -> list[str]:
 
 def learners(layout: Layout) -> tuple[str, ...]:
     """Who has a server that runs."""
-    from hub_config import sandbox
+    from hub_config import records
 
-    records = [record for path in layout.sandboxes.glob("*.json") if (record := sandbox.load(path))]
-    return tuple(sorted(record.name for record in records if sandbox.poll(record) is None))
+    found = [record for path in layout.sandboxes.glob("*.json") if (record := records.load(path))]
+    return tuple(sorted(record.name for record in found if records.poll(record) is None))
 
 
 def end_sandboxes(layout: Layout) -> list[str]:
     """End all learners' servers; the learners' names."""
-    from hub_config import sandbox
+    from hub_config import records
 
-    return sandbox.stop_all(layout.home)
+    return records.stop_all(layout.home)

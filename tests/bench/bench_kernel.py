@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from hub_config import bubblewrap, sandbox
+from hub_config import bubblewrap, records, sandbox
 from hub_config.warm import KERNELS, KERNELS_ENV, WarmPool
 from kpaas_lab.errors import SettingsError
 from kpaas_lab.slices import find, load_catalogue
@@ -60,7 +60,7 @@ def seconds(state: Path, provisioner: str, pool: WarmPool | None) -> float:
             kernels=pool,
         )
     )
-    until(lambda: sandbox.poll(record) is not None, 300, "end of the kernels", log=log)
+    until(lambda: records.poll(record) is not None, 300, "end of the kernels", log=log)
     found = re.search(r"SECONDS ([\d.]+)", log.read_text())
     if not found:
         raise RuntimeError(log.read_text()[-2000:])
@@ -85,5 +85,5 @@ def rows() -> Iterable[Row]:
         yield Row(what, f"{ours:.2f} s", "stock kernel + import torch", f"{peer:.2f} s", "<= 0.5 s")
     finally:
         pool.close()
-        sandbox.stop_all(state, grace=0)
+        records.stop_all(state, grace=0)
         shutil.rmtree(state, ignore_errors=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from hub_config import bubblewrap, ports, sandbox
+from hub_config import bubblewrap, ports, records, sandbox
 from hub_config.profiles import Holding
 from hub_config.server_environment import JUPYTER_CONFIG, environment
 from hub_config.warm import WarmPool
@@ -119,7 +119,7 @@ def in_sandbox(state: Path, hub_port: int, pool: WarmPool | None) -> Start:
                 readable=(JUPYTER_CONFIG,),
             )
         )
-        return lambda: sandbox.stop(record, 0)
+        return lambda: records.stop(record, 0)
 
     return start
 
@@ -165,5 +165,5 @@ def rows() -> Iterable[Row]:
                     yield Row(what, f"{ours:.2f} s", "jupyterhub-singleuser, no sandbox", f"{peer:.2f} s", goal)
     finally:
         pool.close()
-        sandbox.stop_all(state, grace=0)
+        records.stop_all(state, grace=0)
         shutil.rmtree(state, ignore_errors=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_config import bubblewrap, homes, sandbox
+from hub_config import bubblewrap, homes, records, sandbox
 from kpaas_lab.errors import SettingsError
 from tests.fixtures.sandboxes import PROFILE, Learner, installation
 from tests.waiting import until
@@ -57,15 +57,15 @@ def bob(learners: tuple[Learner, Learner]) -> Learner:
 
 
 def host_pid(learner: Learner) -> int:
-    record = sandbox.load(learner.record)
+    record = records.load(learner.record)
     assert record is not None
-    assert sandbox.poll(record) is None
+    assert records.poll(record) is None
     return record.pid
 
 
 def alive(learner: Learner) -> bool:
-    record = sandbox.load(learner.record)
-    return record is not None and sandbox.poll(record) is None
+    record = records.load(learner.record)
+    return record is not None and records.poll(record) is None
 
 
 # A helper inside the sandbox: what happens when that is tried.
@@ -404,7 +404,7 @@ def test_a_fork_bomb(ann: Learner, bob: Learner) -> None:
     inside = os.stat(f"/proc/{record.pid}/ns/pid").st_ino
     assert len(members(inside)) <= PROFILE.processes + 1
     assert alive(bob)
-    sandbox.stop(record, 0.2)
+    records.stop(record, 0.2)
     until(lambda: not members(inside), 10, "end of the bomb")
     assert time.monotonic() - began < 60
 
@@ -437,7 +437,7 @@ def test_leaving_a_daemon_behind(ann: Learner) -> None:
     ann.until_printed("daemon")
     inside = os.stat(f"/proc/{record.pid}/ns/pid").st_ino
     assert len(members(inside)) == 3
-    sandbox.stop(record, 5)
+    records.stop(record, 5)
     assert not members(inside)
 
 
@@ -449,8 +449,8 @@ def test_ignoring_the_end(ann: Learner) -> None:
         while True: time.sleep(1)
     """)
     ann.until_printed("here")
-    sandbox.stop(record, 0.2)
-    assert sandbox.poll(record) is not None
+    records.stop(record, 0.2)
+    assert records.poll(record) is not None
     assert not os.path.exists(f"/proc/{record.pid}/root/home")
 
 
@@ -486,12 +486,12 @@ def test_links_planted_before_the_platform_copies(ann: Learner, tmp_path: Path) 
         os.mkdir("course"); os.symlink("{outside}", "course/lesson"); os.symlink("{victim}", "course/read.me")
     """)
     uid = ann.home.stat().st_uid
-    assert sandbox.place_tree(source, ann.home, "courses/ai", uid) == []
-    assert sandbox.place_tree(source, ann.home, "course", uid) == []
+    assert homes.place_tree(source, ann.home, "courses/ai", uid) == []
+    assert homes.place_tree(source, ann.home, "course", uid) == []
     assert [path.name for path in outside.iterdir()] == ["victim"]
     assert victim.read_text() == "untouched"
     with pytest.raises(SettingsError):
-        sandbox.place_tree(source, ann.home, "../bob/courses", uid)
+        homes.place_tree(source, ann.home, "../bob/courses", uid)
 
 
 def test_links_planted_before_a_home_changes_hands(ann: Learner, tmp_path: Path) -> None:
@@ -536,4 +536,4 @@ def test_secrets_in_the_list_of_processes(ann: Learner) -> None:
     ann.until_printed("here")
     listed = subprocess.run(["ps", "-e", "-ww", "-o", "args"], capture_output=True, text=True, check=True).stdout
     assert "TOKEN-OF-ANN" not in listed
-    sandbox.stop(record, 0.2)
+    records.stop(record, 0.2)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_config import sandbox
+from hub_config import records
 from tests.fixtures.hub import Hub, Person, running_hub
 from tests.waiting import until
 
@@ -168,10 +168,10 @@ def test_a_start_can_be_cancelled_while_the_server_comes_up(hub: Hub) -> None:
     person, record = hub.person("r3"), hub.home / "run" / "sandboxes" / "r3.json"
     person.choose()
     until(record.exists, 30, "record of the sandbox", log=hub.layout.log("hub"))
-    found = sandbox.load(record)
+    found = records.load(record)
     person.stop_server()
     assert found
-    assert sandbox.poll(found) is not None
+    assert records.poll(found) is not None
     person.start_server()
     person.stop_server()
 

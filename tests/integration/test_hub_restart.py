@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from hub_config import ports, sandbox
+from hub_config import ports, records
 from tests.fixtures.hub import Hub, running_hub
 from tests.waiting import until
 
@@ -25,7 +25,7 @@ def test_servers_outlive_a_hub_that_is_killed(hub: Hub) -> None:
     for person in (ann, bob):
         person.start_server()
         person.enter()
-    records = {name: sandbox.load(hub.home / "run" / "sandboxes" / f"{name}.json") for name in ("ann", "bob")}
+    records = {name: records.load(hub.home / "run" / "sandboxes" / f"{name}.json") for name in ("ann", "bob")}
     cullers = [
         child
         for child in psutil.Process(hub.processes["hub"].pid).children(recursive=False)
@@ -43,7 +43,7 @@ def test_servers_outlive_a_hub_that_is_killed(hub: Hub) -> None:
         assert person.client.get("/hub/home").status_code == 200
         assert person.api("GET", f"users/{person.name}").json()["servers"][""]["ready"]
         assert person.client.get(f"/user/{person.name}/api/kernels").status_code == 200
-        found = sandbox.load(hub.home / "run" / "sandboxes" / f"{person.name}.json")
+        found = records.load(hub.home / "run" / "sandboxes" / f"{person.name}.json")
         assert found == records[person.name]
     assert ann.run_cell("print(1)") == "1\n"
     # What they hold is held: the new hub counts them.
@@ -54,7 +54,7 @@ def test_servers_outlive_a_hub_that_is_killed(hub: Hub) -> None:
     assert ann.api("DELETE", "users/ann/server").status_code in {202, 204}
     record = records["ann"]
     assert record
-    until(lambda: sandbox.poll(record) is not None, 20, "end of ann's sandbox", log=hub.layout.log("hub"))
+    until(lambda: records.poll(record) is not None, 20, "end of ann's sandbox", log=hub.layout.log("hub"))
 
 
 def test_a_hub_killed_while_a_server_starts_leaves_no_second_one(hub: Hub) -> None:
@@ -62,25 +62,25 @@ def test_a_hub_killed_while_a_server_starts_leaves_no_second_one(hub: Hub) -> No
     dora.choose()
     path = hub.home / "run" / "sandboxes" / "dora.json"
     until(path.exists, 30, "record of the sandbox", log=hub.layout.log("hub"))
-    first = sandbox.load(path)
+    first = records.load(path)
     hub.kill("hub")
     hub.start("hub")
     hub.wait()
     dora.start_server()
     dora.enter()
-    second = sandbox.load(path)
+    second = records.load(path)
     assert first
     assert second
-    assert sandbox.poll(second) is None
+    assert records.poll(second) is None
     if first != second:
-        assert sandbox.poll(first) is not None
+        assert records.poll(first) is not None
 
 
 def test_a_server_that_dies_is_noticed_and_can_be_started_again(hub: Hub) -> None:
     emil = hub.person("emil")
     emil.start_server()
     emil.enter()
-    record = sandbox.load(hub.home / "run" / "sandboxes" / "emil.json")
+    record = records.load(hub.home / "run" / "sandboxes" / "emil.json")
     assert record
     os.kill(record.pid, signal.SIGKILL)
     emil.wait_stopped()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_config import bubblewrap, sandbox
+from hub_config import bubblewrap, records
 from kpaas_lab.errors import AlreadyExistsError, SettingsError
 from tests.fixtures.sandboxes import PROFILE, Learner, installation
 from tests.waiting import until
@@ -86,7 +86,7 @@ def test_one_sandbox_a_learner(ann: Learner) -> None:
     record = ann.start("/bin/sleep", "60")
     with pytest.raises(AlreadyExistsError):
         ann.start("/bin/sleep", "60")
-    assert sandbox.poll(record) is None
+    assert records.poll(record) is None
 
 
 def test_stop_lets_the_server_end_in_its_own_way(ann: Learner) -> None:
@@ -96,11 +96,11 @@ def test_stop_lets_the_server_end_in_its_own_way(ann: Learner) -> None:
         print("here"); time.sleep(60)
     """)
     ann.until_printed("here")
-    sandbox.stop(record, 10)
+    records.stop(record, 10)
     assert "goodbye" in ann.printed()
-    assert sandbox.poll(record) == 0
+    assert records.poll(record) == 0
     assert not ann.record.exists()
-    sandbox.stop(record, 10)  # a second time does nothing
+    records.stop(record, 10)  # a second time does nothing
 
 
 def test_a_record_names_one_process_only(ann: Learner) -> None:
@@ -109,10 +109,10 @@ def test_a_record_names_one_process_only(ann: Learner) -> None:
     try:
         ann.record.parent.mkdir(parents=True, exist_ok=True)
         ann.record.write_text(json.dumps({"pid": other.pid, "start_time": 1, "name": "ann"}))
-        record = sandbox.load(ann.record)
+        record = records.load(ann.record)
         assert record is not None
-        assert sandbox.poll(record) is not None
-        sandbox.stop(record, 0.2)
+        assert records.poll(record) is not None
+        records.stop(record, 0.2)
         assert other.poll() is None
     finally:
         other.kill()
@@ -122,8 +122,8 @@ def test_a_record_names_one_process_only(ann: Learner) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}', '{"pid": 1}'])
 def test_a_broken_record_is_no_record(tmp_path: Path, content: str) -> None:
     (tmp_path / "ann.json").write_text(content)
-    assert sandbox.load(tmp_path / "ann.json") is None
-    assert sandbox.load(tmp_path / "bob.json") is None
+    assert records.load(tmp_path / "ann.json") is None
+    assert records.load(tmp_path / "bob.json") is None
 
 
 STARTER = """
@@ -151,18 +151,18 @@ def test_it_outlives_the_hub(ann: Learner) -> None:
     assert hub.stdout.readline() == "up\n"
     hub.kill()
     hub.wait()
-    record = sandbox.load(ann.record)
+    record = records.load(ann.record)
     assert record is not None
     ann.until_printed("started")
-    assert sandbox.poll(record) is None
-    assert sandbox.stop_all(ann.state, grace=0.5) == ["ann"]
-    assert sandbox.poll(record) is not None
+    assert records.poll(record) is None
+    assert records.stop_all(ann.state, grace=0.5) == ["ann"]
+    assert records.poll(record) is not None
 
 
 def test_a_hub_killed_while_starting_leaves_nothing_unknown(ann: Learner) -> None:
     """Nothing of the learner's runs before the record is stored: without an order the sandbox ends itself."""
-    code = textwrap.dedent(STARTER).replace("learner.start", "import hub_config.sandbox as s, os, time\n"
-        "s._save = lambda record: (print(record.pid, flush=True), time.sleep(60))\nlearner.start")  # fmt: skip
+    code = textwrap.dedent(STARTER).replace("learner.start", "import hub_config.records as r, os, time\n"
+        "r.keep = lambda record, child: (print(record.pid, flush=True), time.sleep(60))\nlearner.start")  # fmt: skip
     hub = subprocess.Popen(
         [sys.executable, "-c", code, str(ann.state)], stdout=subprocess.PIPE, text=True, cwd=bubblewrap.ROOT
     )
@@ -258,6 +258,6 @@ def test_without_sandboxes_one_learner_works_in_their_own_home(tmp_path: Path, f
         assert not Path(f"/proc/{ann.printed().strip()}").exists()
         stubborn = ann.python(f"{left}\nimport signal; signal.signal(15, signal.SIG_IGN)\ntime.sleep(60)")
         ann.until_printed("\n")
-        sandbox.stop(stubborn, 0.2)
+        records.stop(stubborn, 0.2)
         pid = ann.printed().strip()
         until(lambda: _is_zombie(int(pid)), 5, "end of what was left")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_config import bubblewrap, sandbox, warm, zygote
+from hub_config import bubblewrap, records, warm, zygote
 from hub_config.warm import WarmPool
 from kpaas_lab.errors import SettingsError
 from tests.fixtures.sandboxes import Learner, installation
@@ -169,8 +169,8 @@ def test_a_warm_server_ends_whole_and_leaves_no_zombie(learners: tuple[Learner, 
     assert len(members) == 3
     assert all(namespaces(name) == first for name in members)
     inside = os.stat(f"/proc/{record.pid}/ns/pid").st_ino
-    sandbox.stop(record, 5)
-    assert sandbox.poll(record) is not None
+    records.stop(record, 5)
+    assert records.poll(record) is not None
     process = pool._process
     assert process is not None
 
@@ -232,9 +232,9 @@ def test_servers_outlive_the_warm_process_and_can_be_stopped(learners: tuple[Lea
     record = ann.start(PYTHON, "-c", "import time; print('up', flush=True); time.sleep(60)", warm=pool)
     ann.until_printed("up")
     pool.close()
-    assert sandbox.poll(record) is None
-    sandbox.stop(record, 5)
-    assert sandbox.poll(record) is not None
+    assert records.poll(record) is None
+    records.stop(record, 5)
+    assert records.poll(record) is not None
 
 
 def test_a_command_that_is_no_python_is_executed(learners: tuple[Learner, Learner], pool: WarmPool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_config import bubblewrap, sandbox, sandbox_init, seccomp
+from hub_config import bubblewrap, homes, sandbox, sandbox_init, seccomp
 from hub_config.bubblewrap import Mode, View
 from kpaas_lab.errors import SettingsError
 from kpaas_lab.slices import SliceProfile
@@ -196,12 +196,12 @@ def test_place_tree_copies_and_keeps_what_is_there(course: Path, tmp_path: Path)
     home = tmp_path / "home"
     (home / "courses" / "ai" / "lesson").mkdir(parents=True)
     (home / "courses" / "ai" / "lesson" / "a.ipynb").write_text("the learner's")
-    made = sandbox.place_tree(course, home, "courses/ai", 0)
+    made = homes.place_tree(course, home, "courses/ai", 0)
     assert made == ["courses/ai/lesson/run.sh"]
     assert (home / "courses" / "ai" / "lesson" / "a.ipynb").read_text() == "the learner's"
     assert (home / "courses" / "ai" / "lesson" / "run.sh").stat().st_mode & 0o777 == 0o755
     assert not (home / "courses" / "ai" / "link").is_symlink()
-    assert sandbox.place_tree(course, home, "courses/ai", 0) == []
+    assert homes.place_tree(course, home, "courses/ai", 0) == []
     assert not list(home.rglob("*~"))
 
 
@@ -209,11 +209,11 @@ def test_place_tree_goes_round_what_is_in_its_way(course: Path, tmp_path: Path) 
     home = tmp_path / "home"
     home.mkdir()
     (home / "courses").write_text("a file of the learner's")
-    assert sandbox.place_tree(course, home, "courses/ai", 0) == []
+    assert homes.place_tree(course, home, "courses/ai", 0) == []
     assert (home / "courses").read_text() == "a file of the learner's"
 
 
 @pytest.mark.parametrize("relative", ["", "/etc", "../bob", "a/../../bob", "."])
 def test_place_tree_stays_in_the_home(course: Path, tmp_path: Path, relative: str) -> None:
     with pytest.raises(SettingsError):
-        sandbox.place_tree(course, tmp_path, relative, 0)
+        homes.place_tree(course, tmp_path, relative, 0)
