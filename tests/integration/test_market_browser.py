@@ -115,6 +115,7 @@ def test_search_subscribe_try_and_revoke(lab: Hub, chromium: Any) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == key
 
     page.click("text=Try it")
+    assert not page.is_visible("#try-stop"), "a button that is hidden isn't shown"
     page.fill("#try-body", page.input_value("#try-body").replace("[0.0, 0.0, 0.0, 0.0]", "[1, 2, 3, 4.5]"))
     page.click("#try-form button[type=submit]")
     page.wait_for_selector("#try-answer:not([hidden])")
