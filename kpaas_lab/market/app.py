@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from kpaas_lab.market.identity import HubIdentity, Identity
 from kpaas_lab.market.rendering import Pages
 from kpaas_lab.market.services import MarketSettings, Services, from_environment
 from kpaas_lab.market.web import Gate, install_errors
+from kpaas_lab.market.wire import TOO_LARGE, limited_protocol
 
 HERE = Path(__file__).parent
 DESCRIPTION = """\
@@ -27,6 +29,7 @@ Publish an AI API, find others', subscribe, and see what was called.
 Every call carries `Authorization: token <token>` with a token of the hub that may `access:services!service=market`.
 Errors have one shape, `{"error": {"code", "message", "hint"}}`, in the language of `Accept-Language` (English, Korean).
 """
+HEADERS_TOO_LARGE = {"code": "headers_too_large", "message": TOO_LARGE, "hint": "Send fewer or shorter headers."}
 
 
 def create_app(settings: MarketSettings, *, identity: Identity | None = None) -> FastAPI:
@@ -94,6 +97,8 @@ def main() -> None:
     uvicorn.run(
         app,
         **where,
+        http=limited_protocol(json.dumps({"error": HEADERS_TOO_LARGE}).encode()),
+        ws="none",
         log_level="info",
         access_log=False,
         server_header=False,

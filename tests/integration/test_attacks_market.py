@@ -351,3 +351,41 @@ def test_no_secret_is_logged(market_site: Site, tmp_path: Path) -> None:
         assert secret not in logs
     database = b"".join(path.read_bytes() for path in (market_site.home / "market").glob("market.sqlite*"))
     assert key.encode() not in database
+
+
+def answered(site: Site, request: bytes) -> tuple[int, bytes]:
+    """Status and body of the answer, which may come before all of the request is sent; (0, b"") for none."""
+    with socket.create_connection(("127.0.0.1", site.market_port), timeout=20) as connection:
+        answer = b""
+        try:
+            connection.sendall(request)
+            while part := connection.recv(1 << 16):
+                answer += part
+        except ConnectionError:
+            pass
+    head, _blank, body = answer.partition(b"\r\n\r\n")
+    return (int(head.split()[1]) if head else 0), body
+
+
+def test_giant_and_endless_headers_are_refused(market_site: Site) -> None:
+    start = "GET /services/market/healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    assert answered(market_site, f"{start}Cookie: {'a' * 20_000}\r\n\r\n".encode())[0] == 200
+    for request in (
+        f"{start}X: {'a' * 33_000}\r\n\r\n",
+        start + "".join(f"X-{n}: {'a' * 100}\r\n" for n in range(320)) + "\r\n",
+        f"GET /services/market/?q={'a' * 33_000} HTTP/1.1\r\nHost: x\r\n\r\n",
+        f"{start}{'a' * 33_000}",
+    ):
+        status, body = answered(market_site, request.encode())
+        assert status == 431
+        assert json.loads(body)["error"]["code"] == "headers_too_large"
+
+
+def test_endless_trailers_are_not_kept(market_site: Site) -> None:
+    start = b"POST /services/market/api/v1/listings HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    endless = b"T: %s\r\n" % (b"t" * 100) * 100_000
+    connection = socket.create_connection(("127.0.0.1", market_site.market_port), timeout=20)
+    with connection, pytest.raises(ConnectionError):
+        connection.sendall(start + b"2\r\n{}\r\n0\r\n" + endless)
+    with market_site.person("ann") as ann:
+        assert ann.get("/healthz").status_code == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import logging
 import sys
 from collections.abc import AsyncIterator
@@ -30,7 +31,7 @@ from kpaas_lab.market.gateway.routing import SAFE, call_of
 from kpaas_lab.market.gateway.settings import GatewaySettings, from_environment
 from kpaas_lab.market.gateway.spool import Spool
 from kpaas_lab.market.gateway.upstream import Upstream
-from kpaas_lab.market.gateway.wire import limited_protocol
+from kpaas_lab.market.wire import TOO_LARGE, limited_protocol
 
 _SAFE = {name.decode(): value.decode() for name, value in SAFE}
 
@@ -158,7 +159,7 @@ def configuration(settings: GatewaySettings, spool: Spool) -> uvicorn.Config:
         Gateway(settings, spool),
         **place,
         loop="uvloop",
-        http=limited_protocol(settings.limits.max_header_bytes),
+        http=limited_protocol(json.dumps({"error": TOO_LARGE}).encode(), settings.limits.max_header_bytes),
         ws="none",
         lifespan="on",
         access_log=False,  # nothing of a request is written down

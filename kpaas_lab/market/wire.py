@@ -11,14 +11,15 @@ _ANSWER = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
     b"x-content-type-options: nosniff\r\nconnection: close\r\n\r\n%s"
 )
-_BODY = b'{"error":"The request\'s headers are too large."}'
+TOO_LARGE = "The request's headers are too large."
 HEADER_SECONDS = 20.0
 
 
 class _LimitedProtocol(HttpToolsProtocol):
     """The protocol with a bound to a request's line and headers, in bytes and in time."""
 
-    max_header_bytes: ClassVar[int] = 32 << 10
+    max_header_bytes: ClassVar[int]
+    answer: ClassVar[bytes]
 
     _head = 0  # bytes that came since the last complete head and belong to no body
     _in_body = False
@@ -62,7 +63,7 @@ class _LimitedProtocol(HttpToolsProtocol):
             if not self.transport.is_closing():
                 self.data_received(data[allowed:])
         elif not self.transport.is_closing():
-            self.transport.write(_ANSWER % (len(_BODY), _BODY))
+            self.transport.write(self.answer)
             self.transport.close()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -95,10 +96,12 @@ class _LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def limited_protocol(max_header_bytes: int) -> type[asyncio.Protocol]:
+def limited_protocol(body: bytes, max_header_bytes: int = 32 << 10) -> type[asyncio.Protocol]:
     """The protocol with this bound.
 
     Args:
-        max_header_bytes: more are answered with 431, and the connection is closed.
+        body: JSON of the answer (status 431) to a request with more; the connection is then closed.
+        max_header_bytes: of a request's line and headers, and of all that comes between and after a body's chunks.
     """
-    return type("LimitedProtocol", (_LimitedProtocol,), {"max_header_bytes": max_header_bytes})
+    attributes = {"max_header_bytes": max_header_bytes, "answer": _ANSWER % (len(body), body)}
+    return type("LimitedProtocol", (_LimitedProtocol,), attributes)
