@@ -5,7 +5,7 @@ No token and no key ever stands in a message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kpaas_lab.i18n import _
 
@@ -196,27 +196,49 @@ def http_status(error: LabError) -> int:
     return next((HTTP_STATUS[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS), 500)
 
 
-def from_http(status: int, body: object, *, retry_after: float = 0.0) -> LabError:
+# What a status stands for where an answer has no code that this library knows.
+_BY_STATUS: dict[int, type[LabError]] = {
+    401: NotAuthorizedError,
+    403: NotAuthorizedError,
+    404: NotFoundError,
+    409: AlreadyExistsError,
+    429: QuotaExceededError,
+    502: EngineUnavailableError,
+    503: EngineUnavailableError,
+    504: WaitTimeoutError,
+}
+_BY_MODELS_STATUS = {**_BY_STATUS, 400: ModelError, 413: ModelError, 422: ModelError, 500: ModelError}
+
+
+def from_http(status: int, body: object, headers: Mapping[str, str] | None = None) -> LabError:
     """The error that a service's answer stands for.
 
     Args:
         status: HTTP status, 400 to 599.
-        body: the answer's JSON, `{"error": {"code", "message", "hint", ...}}`, or anything else.
-        retry_after: the `Retry-After` header, in seconds.
+        body: the answer's JSON: `{"error": {"code", "message", "hint", ...}}`; in the Open Inference Protocol's shape
+            `{"error": "..."}`; or anything else.
+        headers: the answer's, with names in lower case or of any case (httpx): `retry-after` in seconds, and
+            `x-kpaas-error`, the gateway's code beside an error of the protocol's shape.
 
     Example:
         >>> from_http(404, {"error": {"code": "not_found", "message": "No listing 'a/b'.", "hint": ""}})
         NotFoundError("No listing 'a/b'.", '')
+        >>> from_http(403, {"error": "Cancelled."}, {"x-kpaas-error": "not_subscribed"})
+        NotSubscribedError('Cancelled.', '')
     """
+    headers = headers or {}
     detail = body.get("error") if isinstance(body, dict) else None
+    by_status = _BY_STATUS
+    if isinstance(detail, str):
+        detail, by_status = {"message": detail, "code": headers.get("x-kpaas-error", "")}, _BY_MODELS_STATUS
     detail = detail if isinstance(detail, dict) else {}
     message = str(detail.get("message") or _("The service answered {status}.").format(status=status))
     hint = str(detail.get("hint") or "")
-    if detail.get("code") == QuotaExceededError.code or status == 429:
-        return QuotaExceededError(message, hint=hint, retry_after=retry_after)
-    if detail.get("code") == NotConformantError.code:
+    by_code: dict[object, type[LabError]] = {each.code: each for each in HTTP_STATUS}
+    kind = by_code.get(str(detail.get("code"))) or by_status.get(status, MarketError)
+    if kind is QuotaExceededError:
+        wait = headers.get("retry-after", "")
+        return QuotaExceededError(message, hint=hint, retry_after=float(wait) if wait.isdigit() else 0.0)
+    if kind is NotConformantError:
         return NotConformantError(message, hint=hint, failures=[str(line) for line in detail.get("failures", [])])
-    by_code = {kind.code: kind for kind in HTTP_STATUS}
-    by_status = {401: NotAuthorizedError, 403: NotAuthorizedError, 404: NotFoundError, 409: AlreadyExistsError}
-    kind = by_code.get(str(detail.get("code"))) or by_status.get(status) or MarketError
     return kind(message, hint=hint)

@@ -9,7 +9,7 @@ import httpx
 
 from kpaas_lab import oip
 from kpaas_lab.endpoint_client import arrange
-from kpaas_lab.errors import EngineUnavailableError, LabError, ModelError, WaitTimeoutError, from_http
+from kpaas_lab.errors import EngineUnavailableError, LabError, WaitTimeoutError, from_http
 from kpaas_lab.i18n import _, language
 from kpaas_lab.oip.schema import decode_text
 
@@ -58,7 +58,7 @@ def predict(
             hint=_("Try again in a minute; if it stays, tell the operator."),
         ) from None
     if answer.is_error:
-        raise _error(answer)
+        raise error_of(answer)
     length = answer.headers.get(oip.HEADER_LENGTH)
     found = dict(oip.parse_response(answer.content, int(length) if length else None).outputs)
     for spec in outputs:
@@ -69,14 +69,10 @@ def predict(
     return next(iter(found.values())) if len(found) == 1 else found
 
 
-def _error(answer: httpx.Response) -> LabError:
-    """The protocol's errors are one string, the gateway's own have a code; both become one of ours."""
+def error_of(answer: httpx.Response) -> LabError:
+    """The error that an answer of the market or of the gateway stands for."""
     try:
         body = answer.json()
     except ValueError:
         body = None
-    if isinstance(body, dict) and isinstance(body.get("error"), str):
-        code = answer.headers.get("X-KPaaS-Error") or (ModelError.code if answer.status_code in {400, 422} else "")
-        body = {"error": {"code": code, "message": body["error"]}}
-    wait = answer.headers.get("Retry-After", "")
-    return from_http(answer.status_code, body, retry_after=float(wait) if wait.isdigit() else 0.0)
+    return from_http(answer.status_code, body, answer.headers)

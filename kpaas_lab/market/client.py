@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
@@ -14,9 +13,9 @@ from urllib.parse import quote
 
 import httpx
 
-from kpaas_lab.errors import EngineUnavailableError, LabError, ModelError, NotAuthorizedError, SettingsError, from_http
+from kpaas_lab.errors import EngineUnavailableError, ModelError, SettingsError
 from kpaas_lab.i18n import _, language
-from kpaas_lab.market.calls import predict
+from kpaas_lab.market.calls import error_of, predict
 from kpaas_lab.market.keystore import KeyStore, StoredKey
 
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # publishing waits for the checks of the endpoint
@@ -347,7 +346,10 @@ class Market:
                 hint=_("Try again in a minute; if it stays, tell the operator."),
             ) from None
         if answer.is_error:
-            raise _error(answer)
+            refused = error_of(answer)
+            if answer.status_code == 401:
+                refused.hint = refused.hint or _("Log out of the hub, log in again, and restart your server.")
+            raise refused
         return answer.json() if answer.content else None
 
     def _has_working_key(self, subscription: Subscription) -> bool:
@@ -365,17 +367,6 @@ class Market:
         listing = f"{raw['listing']['publisher']}/{raw['listing']['name']}"
         url = f"{self.api_url}/{_path(listing)}" if self.api_url else raw["url"]
         return Subscription(raw, raw["id"], listing, _plan(raw["plan"]), url, self)
-
-
-def _error(answer: httpx.Response) -> LabError:
-    try:
-        body = answer.json()
-    except json.JSONDecodeError:
-        body = None
-    error = from_http(answer.status_code, body)
-    if answer.status_code == 401 and isinstance(error, NotAuthorizedError):
-        error.hint = error.hint or _("Log out of the hub, log in again, and restart your server.")
-    return error
 
 
 def _path(full_name: str) -> str:

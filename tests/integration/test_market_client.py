@@ -10,10 +10,12 @@ import pytest
 from kpaas_lab.errors import (
     AlreadyExistsError,
     EngineUnavailableError,
+    LabError,
     ModelError,
     NotAuthorizedError,
     NotConformantError,
     NotFoundError,
+    NotSubscribedError,
     QuotaExceededError,
     SettingsError,
 )
@@ -55,6 +57,37 @@ def test_the_whole_path(market_site: Site, tmp_path: Path) -> None:
     until(counted, 30, "usage of 3 calls and a refusal", log=market_site.log("gateway"))
     assert api.usage().total.calls == 3
     assert api.usage().keys[0].of == api.key_prefix
+
+
+def test_a_call_raises_what_the_gateway_says(market_site: Site, tmp_path: Path) -> None:
+    market_site.serve("ann", "says")
+    market_site.start_gateway()
+    ann, bob = market(market_site, "ann", tmp_path), market(market_site, "bob", tmp_path)
+    ann.publish("says", title="Says", endpoint="says", plans=[Plan("free")])
+    api = bob.subscribe("ann/says", plan="free")
+    assert api.predict([1, 2, 3, 4]) == 10.0
+
+    def raised(kind: type[LabError], words: str) -> None:
+        """A change is known to the gateway within seconds."""
+
+        def as_expected() -> bool:
+            try:
+                api.predict([1, 2, 3, 4])
+            except kind as error:
+                return words in str(error)
+            return False
+
+        until(as_expected, 30, f"{kind.__name__}: {words}", log=market_site.log("gateway"))
+
+    (key,) = bob.subscription(api.id).raw["keys"]
+    bob.request("DELETE", f"/subscriptions/{api.id}/keys/{key['id']}")
+    raised(NotAuthorizedError, "revoked")
+    bob.new_key(api)
+    assert api.predict([1, 2, 3, 4]) == 10.0
+    bob.request("DELETE", f"/subscriptions/{api.id}")
+    raised(NotSubscribedError, "ann/says")
+    ann.listing("ann/says").withdraw()
+    raised(NotFoundError, "withdrawn")
 
 
 def test_running_a_notebook_again_keeps_its_key(market_site: Site, tmp_path: Path) -> None:

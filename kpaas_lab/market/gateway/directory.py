@@ -109,7 +109,8 @@ def read_grants(session: Session, fingerprints: Sequence[str]) -> dict[str, Gran
         statement
     ):
         version, endpoint, model, *plan = rest
-        refusals = {"revoked": revoked, "cancelled": cancelled, "withdrawn": withdrawn}
+        # Cancelling revokes the keys too; what a new key wouldn't mend is said first.
+        refusals = {"withdrawn": withdrawn, "cancelled": cancelled, "revoked": revoked}
         grants[sha256] = Grant(
             key, sha256, subscription, publisher, name, version, endpoint, model, PlanLimits(*plan),
             expires.timestamp() if expires else None,
