@@ -73,8 +73,8 @@ def test_a_call_raises_what_the_gateway_says(market_site: Site, tmp_path: Path) 
         def as_expected() -> bool:
             try:
                 api.predict([1, 2, 3, 4])
-            except kind as error:
-                return words in str(error)
+            except LabError as error:
+                return type(error) is kind and words in str(error)
             return False
 
         until(as_expected, 30, f"{kind.__name__}: {words}", log=market_site.log("gateway"))
