@@ -43,12 +43,11 @@ def test_cancel_while_a_cell_waits(browser: Browser, platform: Platform) -> None
         expect(learner.output(".kpl-pill:has-text('Cancelled')")).to_be_visible(timeout=PAGE)
         expect(cancel).to_be_hidden()
         shoot(learner.page, "20-cancelled")
+        learner.stop_server()
     except BaseException:
         shoot(learner.page, "failed-cancel")
         print(platform.logs())
         raise
-    finally:
-        learner.stop_server()
 
 
 def _put_notebook(learner: Learner, path: str) -> None:
