@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kpaas_lab.errors import NoCapacityError, SettingsError
 from kpaas_lab.i18n import _
-from kpaas_lab.slices import Isolation, SliceCapacity, SliceProfile, Way, find
+from kpaas_lab.slices import SliceCapacity, SliceProfile, Way, find
 
 # What one machine can cut without a cluster.
 LOCAL_WAYS = frozenset({Way.CPU, Way.MPS})
@@ -33,23 +33,6 @@ class Holding:
 
     profile: SliceProfile
     gpu: int | None = None
-
-
-def isolation_in_words(isolation: Isolation) -> str:
-    """What keeps this slice from others, in the reader's language; no more than it does.
-
-    Example:
-        >>> isolation_in_words(Isolation.NONE)
-        'No isolation: others can slow it down or use up its memory'
-    """
-    return {
-        Isolation.HARDWARE: _("Isolated by the GPU's hardware: memory, computation and faults"),
-        Isolation.DEVICE: _("A device of your own"),
-        Isolation.MEMORY: _("Memory and threads are limited; a fault of one program can stop the others on that GPU"),
-        Isolation.COOPERATIVE: _("A library keeps the limits; a program can turn it off"),
-        Isolation.NONE: _("No isolation: others can slow it down or use up its memory"),
-        Isolation.PROCESS: _("Limits of the operating system; processors are shared"),
-    }[isolation]
 
 
 def offered(catalogue: Iterable[SliceProfile], groups: Collection[str], machine: Machine) -> tuple[SliceProfile, ...]:

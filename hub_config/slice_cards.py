@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from markupsafe import Markup
 
 from hub_config.language import render
-from hub_config.profiles import isolation_in_words
 from kpaas_lab.slices import SliceCapacity
 
 
@@ -28,7 +26,6 @@ def cards(entries: Sequence[SliceCapacity], before: Mapping[str, Any]) -> Markup
         preset=wanted if wanted in free else next(iter(free), None),
         amount=amount,
         number=number,
-        isolation=lambda kind: partial(isolation_in_words, kind),
     )
 
 

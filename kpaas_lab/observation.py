@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from kpaas_lab.i18n import N_, _
-from kpaas_lab.slices import Isolation, SliceCapacity, SliceProfile
+from kpaas_lab.slices import SliceCapacity, SliceProfile
 from kpaas_lab.texttable import plain_table
 
 MIB = 2**20
@@ -126,7 +126,7 @@ class SliceTable(tuple[SliceCapacity, ...]):
                 _("{cpus:g} CPU").format(cpus=profile.cpus),
                 _mib(profile.memory_mib),
                 _mib(profile.gpu_memory_mib) if profile.gpu_memory_mib else "-",
-                isolation_in_words(profile.isolation),
+                profile.isolation.in_words(),
                 f"{entry.free} / {entry.total}",
                 _("{price:g} an hour").format(price=profile.price_per_hour)
                 if profile.price_per_hour
@@ -151,23 +151,6 @@ class SliceTable(tuple[SliceCapacity, ...]):
 
     def __repr__(self) -> str:
         return plain_table(self.header(), self.rows())
-
-
-def isolation_in_words(isolation: Isolation) -> str:
-    """What keeps a slice from the others; never more than it does.
-
-    Example:
-        >>> isolation_in_words(Isolation.NONE)
-        'none'
-    """
-    return {
-        Isolation.HARDWARE: _("hardware: memory, compute, faults"),
-        Isolation.DEVICE: _("the whole device"),
-        Isolation.MEMORY: _("memory and threads, not faults"),
-        Isolation.COOPERATIVE: _("cooperative: can be turned off"),
-        Isolation.NONE: _("none"),
-        Isolation.PROCESS: _("limits of the operating system"),
-    }[isolation]
 
 
 def observe() -> Observed:

@@ -37,6 +37,24 @@ class Isolation(StrEnum):
     NONE = "none"
     PROCESS = "process"  # a CPU slice: limits of the operating system
 
+    def in_words(self) -> str:
+        """What keeps this slice from others, in the reader's language; no more than it does.
+
+        Example:
+            >>> Isolation.NONE.in_words()
+            'No isolation: others can slow it down or use up its memory'
+        """
+        return {
+            Isolation.HARDWARE: _("Isolated by the GPU's hardware: memory, computation and faults"),
+            Isolation.DEVICE: _("A device of your own"),
+            Isolation.MEMORY: _(
+                "Memory and threads are limited; a fault of one program can stop the others on that GPU"
+            ),
+            Isolation.COOPERATIVE: _("A library keeps the limits; a program can turn it off"),
+            Isolation.NONE: _("No isolation: others can slow it down or use up its memory"),
+            Isolation.PROCESS: _("Limits of the operating system; processors are shared"),
+        }[self]
+
 
 class Text(BaseModel):
     """One text in both languages."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub_config.profiles import Holding, Machine, choices, chosen, gpu_for, isolation_in_words, offered
+from hub_config.profiles import Holding, Machine, choices, chosen, gpu_for, offered
 from kpaas_lab.errors import LabError, NoCapacityError, SettingsError, UnknownSliceError
 from kpaas_lab.slices import Isolation, SliceProfile, Text, Way, load_catalogue
 
@@ -123,7 +123,7 @@ def test_what_is_offered_as_free_really_fits(wanted: list[SliceProfile], memory:
 
 
 def test_isolation_is_said_for_every_kind_and_not_overstated() -> None:
-    said = {kind: isolation_in_words(kind).lower() for kind in Isolation}
+    said = {kind: kind.in_words().lower() for kind in Isolation}
     assert len(set(said.values())) == len(Isolation)
     assert "can stop the others" in said[Isolation.MEMORY]
     assert "turn it off" in said[Isolation.COOPERATIVE]
