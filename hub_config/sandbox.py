@@ -260,7 +260,7 @@ def _begin(
     lines.write({**order, "join": joining})
     if joining and sandbox.warm:
         sandbox.warm.join(pid, wires.channel, wires.write_output, settings)
-    if not settings["alone"] and sandbox.kernels and sandbox.kernels.ready():
+    if not settings["alone"] and sandbox.kernels and sandbox.kernels.running():
         told = {"command": list(NURSERY), "env": {"LANG": "C.UTF-8"}, "workdir": order["workdir"]}
         sandbox.kernels.join(pid, wires.channel, wires.write_output, settings, told)
     return record

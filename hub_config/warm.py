@@ -113,6 +113,7 @@ class WarmPool:
         finally:
             os.close(log)
             theirs.close()
+        ours.setblocking(False)  # one that hangs must not hang the hub
         self._orders = ours
 
     def _forget(self) -> None:
@@ -122,21 +123,32 @@ class WarmPool:
         self._is_ready = False
 
     def ready(self, command: Sequence[str] | None = None) -> bool:
-        """Whether it can take an order now; one that has died is started again for the next time.
+        """Whether it can take an order at once.
 
         Args:
             command: whether it can run that one, too.
         """
+        if command is not None and not runnable(command):
+            return False
         with self._lock:
-            if command is not None and not runnable(command):
-                return False
-            if self._process is None or self._process.poll() is not None:
-                if time.monotonic() - self._started > RETRY_SECONDS:
-                    self._start()
+            if not self._runs():
                 return False
             if not self._is_ready and self._orders and select.select([self._orders], [], [], 0)[0]:
                 self._is_ready = bool(self._orders.recv(256))
             return self._is_ready
+
+    def running(self) -> bool:
+        """Whether it can take an order now or, while it still imports, soon."""
+        with self._lock:
+            return self._runs()
+
+    def _runs(self) -> bool:
+        """One that has died is started again, though not again and again."""
+        if self._process is None or self._process.poll() is not None:
+            if time.monotonic() - self._started < RETRY_SECONDS:
+                return False
+            self._start()
+        return True
 
     def join(
         self,

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hub_config import bubblewrap, records, sandbox
+from hub_config.server_environment import PROVISIONER
 from hub_config.warm import KERNELS, KERNELS_ENV, WarmPool
 from kpaas_lab.errors import SettingsError
 from kpaas_lab.slices import find, load_catalogue
@@ -19,15 +20,9 @@ from tests.waiting import until
 # A jupyter_client inside the sandbox, as JupyterLab's server has one. The first kernel is not counted.
 CLIENT = """
 import os, statistics, sys, time
-from importlib.metadata import EntryPoint
 from jupyter_client import KernelManager
-from jupyter_client.provisioning import KernelProvisionerFactory
-factory = KernelProvisionerFactory.instance()
-factory.provisioners["kpaas-lab-warm"] = EntryPoint("kpaas-lab-warm",
-    "kpaas_lab.kernels.provisioner:WarmProvisioner", "jupyter_client.kernel_provisioners")
-factory.default_provisioner_name = sys.argv[1]
 deadline = time.monotonic() + 30
-while sys.argv[1] == "kpaas-lab-warm" and not os.path.exists("/run/kpaas-lab/kernels.sock"):
+while sys.argv[1:] and not os.path.exists("/run/kpaas-lab/kernels.sock"):
     assert time.monotonic() < deadline, "no nursery"
     time.sleep(0.05)
 os.makedirs("/run/jupyter", exist_ok=True)
@@ -53,8 +48,12 @@ def seconds(state: Path, provisioner: str, pool: WarmPool | None) -> float:
             name="ann",
             home=state / "learners" / "ann",
             profile=find(load_catalogue(bubblewrap.ROOT / "hub_config" / "slices.yaml"), "cpu"),
-            env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": "/home/ann", "LANG": "C.UTF-8"},
-            command=(sys.executable, "-c", CLIENT, provisioner),
+            env={
+                "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+                "HOME": "/home/ann",
+                "JUPYTER_DEFAULT_PROVISIONER_NAME": provisioner,
+            },
+            command=(sys.executable, "-c", CLIENT, *(["warm"] if pool else [])),
             record=state / "run" / "sandboxes" / "ann.json",
             log=log,
             kernels=pool,
@@ -80,7 +79,7 @@ def rows() -> Iterable[Row]:
     try:
         pool.start()
         until(pool.ready, 120, "warm process of kernels", log=pool.log)
-        ours = seconds(state, "kpaas-lab-warm", pool)
+        ours = seconds(state, PROVISIONER, pool)
         peer = seconds(state, "local-provisioner", None)
         yield Row(what, f"{ours:.2f} s", "stock kernel + import torch", f"{peer:.2f} s", "<= 0.5 s")
     finally:

@@ -25,7 +25,7 @@ def test_servers_outlive_a_hub_that_is_killed(hub: Hub) -> None:
     for person in (ann, bob):
         person.start_server()
         person.enter()
-    records = {name: records.load(hub.home / "run" / "sandboxes" / f"{name}.json") for name in ("ann", "bob")}
+    before = {name: records.load(hub.home / "run" / "sandboxes" / f"{name}.json") for name in ("ann", "bob")}
     cullers = [
         child
         for child in psutil.Process(hub.processes["hub"].pid).children(recursive=False)
@@ -44,7 +44,7 @@ def test_servers_outlive_a_hub_that_is_killed(hub: Hub) -> None:
         assert person.api("GET", f"users/{person.name}").json()["servers"][""]["ready"]
         assert person.client.get(f"/user/{person.name}/api/kernels").status_code == 200
         found = records.load(hub.home / "run" / "sandboxes" / f"{person.name}.json")
-        assert found == records[person.name]
+        assert found == before[person.name]
     assert ann.run_cell("print(1)") == "1\n"
     # What they hold is held: the new hub counts them.
     page = hub.person("carl").client.get("/hub/spawn").text
@@ -52,7 +52,7 @@ def test_servers_outlive_a_hub_that_is_killed(hub: Hub) -> None:
     assert total - free >= 2
     # And it can stop them.
     assert ann.api("DELETE", "users/ann/server").status_code in {202, 204}
-    record = records["ann"]
+    record = before["ann"]
     assert record
     until(lambda: records.poll(record) is not None, 20, "end of ann's sandbox", log=hub.layout.log("hub"))
 

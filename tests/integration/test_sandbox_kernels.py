@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hub_config import bubblewrap
+from hub_config.server_environment import PROVISIONER
 from hub_config.warm import KERNELS_ENV, WarmPool
 from kpaas_lab.errors import SettingsError
 from tests.fixtures.ports import free_port
@@ -25,16 +26,9 @@ MODULES = (
     "mailbox",
 )
 
-# What stands in pyproject.toml, for an installation older than it.
 PRELUDE = """
 import json, os, sys, time, warnings
-from importlib.metadata import EntryPoint
 from jupyter_client import KernelManager
-from jupyter_client.provisioning import KernelProvisionerFactory
-factory = KernelProvisionerFactory.instance()
-factory.provisioners["kpaas-lab-warm"] = EntryPoint("kpaas-lab-warm",
-    "kpaas_lab.kernels.provisioner:WarmProvisioner", "jupyter_client.kernel_provisioners")
-factory.default_provisioner_name = "kpaas-lab-warm"
 if len(sys.argv) > 1:
     deadline = time.monotonic() + 20
     while not os.path.exists("/run/kpaas-lab/kernels.sock") and time.monotonic() < deadline: time.sleep(0.02)
@@ -78,6 +72,7 @@ def session(ann: Learner, code: str, pool: WarmPool | None) -> str:
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
         "JUPYTER_RUNTIME_DIR": "/run/jupyter",
         "JUPYTER_PLATFORM_DIRS": "1",
+        "JUPYTER_DEFAULT_PROVISIONER_NAME": PROVISIONER,
     }
     words = [sys.executable, "-c", PRELUDE + code] + (["warm"] if pool else [])
     record = ann.start(*words, env=env, profile=ROOMY, kernels=pool)
