@@ -11,6 +11,7 @@ import jupyterhub  # type: ignore[import-untyped]
 
 from hub_config.course_folder import first_page
 from hub_config.profiles import Holding
+from hub_config.warm import SLEEPING_THREADS
 from kpaas_lab.slices import Way
 
 JUPYTER_CONFIG = Path(__file__).parent / "jupyter"
@@ -39,9 +40,7 @@ def environment(name: str, holding: Holding, language: str) -> dict[str, str]:
         "JUPYTER_CONFIG_PATH": os.pathsep.join(map(str, config)),
         "JUPYTERHUB_ROOT_DIR": home,
         "JUPYTERHUB_DEFAULT_URL": first_page(),
-        # Processors are shared: threads that spin while they wait for one another take them from the others. Measured
-        # with 2 threads on 2 busy cores: an epoch of the first lesson takes 14.6 s spinning, 0.5 s sleeping.
-        "OMP_WAIT_POLICY": "PASSIVE",
+        **SLEEPING_THREADS,
         "KPAAS_LAB_ENGINE": "local",
         "KPAAS_LAB_USER_HOME": f"{home}/.kpaas-lab",
         "KPAAS_LAB_SLICE": holding.profile.name,

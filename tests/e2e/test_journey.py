@@ -60,6 +60,7 @@ def _journey(ann: Learner, bob: Learner, platform: Platform) -> None:
 
     published = ann.output("a:has-text('Open it in the marketplace')")
     expect(published).to_be_visible(timeout=CELL)
+    expect(ann.output("img")).to_be_visible()
     assert ann.errors() == []
     ann.shoot_notebook("06-lesson")
     ann.page.goto(published.get_attribute("href") or "")
