@@ -142,10 +142,10 @@ def arguments(view: View, mode: Mode, *, exists: Mapping[str, str | None]) -> li
             words += ["--cap-add", capability]
     else:
         words += ["--unshare-user", "--disable-userns"]
-    for folder in parents(
-        [*SYSTEM, *(GPU_SYSTEM if gpu else ()), *map(str, view.readable), *view.files, home, "/var/run"]
-    ):
-        words += ["--perms", "0755", "--dir", folder]
+    folders = parents(
+        [*SYSTEM, *(GPU_SYSTEM if gpu else ()), *map(str, view.readable), *view.files, home, "/var/run", "/var/tmp"]  # noqa: S108
+    )
+    words += made(folders)
     for path in SYSTEM:
         words += ["--ro-bind-try", path, path]
     for path, target in exists.items():
@@ -157,7 +157,9 @@ def arguments(view: View, mode: Mode, *, exists: Mapping[str, str | None]) -> li
     words += ["--perms", "1777", "--size", str(memory // 4), "--tmpfs", "/dev/shm"]  # noqa: S108
     words += ["--perms", "1777", "--size", str(memory // 4), "--tmpfs", "/tmp"]  # noqa: S108
     words += ["--perms", "1777", "--size", str(64 * MIB), "--tmpfs", "/run", "--symlink", "/run", "/var/run"]
-    words += ["--symlink", "/tmp", "/var/tmp"]  # noqa: S108
+    words += ["--perms", "1777", "--size", str(64 * MIB), "--tmpfs", "/var/tmp"]  # noqa: S108
+    # A clone may lie under one of these, which hide what was made before them.
+    words += made(folder for folder in folders if folder.startswith(("/tmp/", "/run/", "/var/tmp/")))  # noqa: S108
     if gpu:
         for path in GPU_SYSTEM:
             words += ["--ro-bind-try", path, path]
@@ -174,6 +176,16 @@ def arguments(view: View, mode: Mode, *, exists: Mapping[str, str | None]) -> li
     words += ["--bind", str(view.home), home]
     # Last: what was made for these mounts is memory too, and not the learner's to fill.
     return [*words, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
+
+
+def made(folders: Iterable[str]) -> list[str]:
+    """Bubblewrap's words for folders that everybody may read.
+
+    Example:
+        >>> made(["/opt"])
+        ['--perms', '0755', '--dir', '/opt']
+    """
+    return [word for folder in folders for word in ("--perms", "0755", "--dir", folder)]
 
 
 def parents(paths: Iterable[str]) -> list[str]:

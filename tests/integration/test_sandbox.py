@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,16 @@ def test_who_and_where_the_learner_is(ann: Learner) -> None:
         "LC_CTYPE",
         "JUPYTER_RUNTIME_DIR",
     }  # nothing of the platform's own environment
+
+
+@pytest.mark.parametrize("parent", ["/tmp", "/var/tmp"])
+def test_a_platform_under_a_folder_for_temporary_files_is_seen(ann: Learner, parent: str) -> None:
+    with tempfile.TemporaryDirectory(dir=parent, prefix="platform-") as outer:
+        for folder in (Path(outer), Path(outer) / "deep"):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o755)
+        (Path(outer) / "deep" / "note").write_text("seen")
+        assert ann.run(f"print(open('{outer}/deep/note').read())", readable=[Path(outer) / "deep"]).strip() == "seen"
 
 
 def test_the_home_is_kept_and_the_rest_is_not(ann: Learner) -> None:
