@@ -91,7 +91,7 @@ function tryIt(form) {
     const overhead = answer.headers.get("X-KPaaS-Overhead-Us");
     let shown = text;
     try {
-      shown = JSON.stringify(JSON.parse(text), null, 1).replace(/\n\s+(?=-?[\d.]+[,\n])/g, " ").replace(/\n\s+\]/g, " ]");
+      shown = JSON.stringify(JSON.parse(text), null, 1).replace(/\n\s+(?=[-+\d.eE]+[,\n])/g, " ").replace(/\n\s+\]/g, " ]");
     } catch {
       /* not JSON: as it is */
     }
