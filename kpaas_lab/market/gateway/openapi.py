@@ -34,6 +34,11 @@ _PROBLEM: Document = {
         }
     },
 }
+_MODEL: Document = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {"name": {"type": "string"}, "inputs": {"type": "array"}, "outputs": {"type": "array"}},
+}
 _SECURITY: Document = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key of a subscription."},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key."},
@@ -76,48 +81,38 @@ def listing_document(publisher: str, name: str, version: ListingVersion, server:
         >>> sorted(listing_document("ann", "digits", version, "http://lab/services/api")["paths"])[-1]
         '/v2/models/digits/ready'
     """
-    model, schema = version.model, version.schema
-    infer = f"/v2/models/{model}/infer"
-    request: Document = {"schema": {"$ref": "#/components/schemas/InferRequest"}}
-    if version.example:
-        request["example"] = version.example
     return {
         "openapi": "3.1.0",
         "info": {"title": version.title, "description": version.description, "version": str(version.number)},
         "servers": [{"url": f"{server}/{quote(publisher)}/{quote(name)}"}],
         "security": [{"bearer": []}, {"header": []}],
-        "paths": {
-            "/v2": {"get": _operation("metadata", "The server's name, version and extensions.", {"type": "object"})},
-            "/v2/health/live": {"get": _operation("live", "Whether the endpoint runs.", {"type": "object"})},
-            "/v2/health/ready": {"get": _operation("ready", "Whether it can answer.", {"type": "object"})},
-            f"/v2/models/{model}": {
-                "get": _operation("model", "The model's inputs and outputs.", {"$ref": "#/components/schemas/Model"})
-            },
-            f"/v2/models/{model}/ready": {
-                "get": _operation("model_ready", "Whether it is loaded.", {"type": "object"})
-            },
-            infer: {
-                "post": _operation("infer", "Call the model.", {"$ref": "#/components/schemas/InferResponse"})
-                | {"requestBody": {"required": True, "content": {"application/json": request}}}
-            },
-        },
+        "paths": _listing_paths(version),
         "components": {
             "securitySchemes": _SECURITY,
             "schemas": {
                 "Error": _ERROR,
-                "Model": {
-                    "type": "object",
-                    "required": ["name"],
-                    "properties": {
-                        "name": {"type": "string"},
-                        "inputs": {"type": "array"},
-                        "outputs": {"type": "array"},
-                    },
-                },
-                "InferRequest": _message("inputs", schema.get("inputs", ()), asked=True),
-                "InferResponse": _message("outputs", schema.get("outputs", ()), asked=False),
+                "Model": _MODEL,
+                "InferRequest": _message("inputs", version.schema.get("inputs", ()), asked=True),
+                "InferResponse": _message("outputs", version.schema.get("outputs", ()), asked=False),
             },
         },
+    }
+
+
+def _listing_paths(version: ListingVersion) -> Document:
+    request: Document = {"schema": {"$ref": "#/components/schemas/InferRequest"}}
+    if version.example:
+        request["example"] = version.example
+    model = f"/v2/models/{version.model}"
+    infer = _operation("infer", "Call the model.", {"$ref": "#/components/schemas/InferResponse"})
+    infer["requestBody"] = {"required": True, "content": {"application/json": request}}
+    return {
+        "/v2": {"get": _operation("metadata", "The server's name, version and extensions.", {"type": "object"})},
+        "/v2/health/live": {"get": _operation("live", "Whether the endpoint runs.", {"type": "object"})},
+        "/v2/health/ready": {"get": _operation("ready", "Whether it can answer.", {"type": "object"})},
+        model: {"get": _operation("model", "The model's inputs and outputs.", {"$ref": "#/components/schemas/Model"})},
+        f"{model}/ready": {"get": _operation("model_ready", "Whether it is loaded.", {"type": "object"})},
+        f"{model}/infer": {"post": infer},
     }
 
 
