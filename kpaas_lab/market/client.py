@@ -301,7 +301,7 @@ class Market:
         """One's active subscription of that id."""
         found = next((each for each in self.subscriptions() if each.id == id), None)
         if found is None:
-            raise SettingsError(_("No active subscription of that id."), hint=_("Look at lab.subscriptions()."))
+            raise SettingsError(_("No active subscription of that id."), hint=_("Look at lab.subscriptions."))
         return found
 
     def usage(

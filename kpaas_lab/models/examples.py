@@ -92,7 +92,7 @@ def learn(run: Run, example: Mapping[str, Array]) -> Learned:
     except Exception as error:
         raise ModelError(
             _("The model fails on its example: {kind}: {error}").format(kind=type(error).__name__, error=error),
-            hint=_("Give an example that it takes: save(model, folder, example=...)."),
+            hint=_("Give an example that it takes: example=..."),
         ) from error
     if not outputs:
         raise ModelError(_("The model gives no outputs."), hint=_("Return an array, or a dict of arrays."))

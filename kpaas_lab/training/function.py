@@ -170,7 +170,7 @@ def check_call(source: Source, params: Mapping[str, Any], *, data: str | None) -
     if missing:
         raise SettingsError(
             _("'{name}' needs {parameters}.").format(name=source.name, parameters=", ".join(missing)),
-            hint=_("Give it by name: train({function}, {parameter}=...).").format(
+            hint=_("Give it by name: lab.train({function}, {parameter}=...).").format(
                 function=source.name, parameter=missing[0]
             ),
         )

@@ -72,7 +72,7 @@ def _example(model: Any, example: Any) -> tuple[list[str], list[Any]]:
     if example is None:
         raise ModelError(
             _("A torch module is saved with an example of its input."),
-            hint=_("For example: save(model, folder, example=images[:2])."),
+            hint=_("For example: example=images[:2]."),
         )
     if isinstance(example, Mapping):
         known = {parameter.name for parameter in parameters}

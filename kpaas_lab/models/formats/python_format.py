@@ -50,7 +50,7 @@ def _example(function: Any, example: Any) -> tuple[dict[str, Array], bool]:
     if example is None:
         raise ModelError(
             _("A function is saved with an example of its input."),
-            hint=_("For example: save({name}, folder, example=np.zeros((2, 3))).").format(name=function.__name__),
+            hint=_("For example: example=np.zeros((2, 3))."),
         )
     if isinstance(example, Mapping):
         inputs = {str(name): as_array(str(name), value) for name, value in example.items()}

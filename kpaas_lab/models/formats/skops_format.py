@@ -88,7 +88,7 @@ def _example(model: Any, example: Any) -> tuple[dict[str, Array], list[str]]:
         if features is None:
             raise ModelError(
                 _("{kind} doesn't say how many features it takes.").format(kind=type(model).__name__),
-                hint=_("Give an example: save(model, folder, example=X[:2])."),
+                hint=_("For example: example=X[:2]."),
             )
         return {_INPUT: np.zeros((2, features), dtype=np.float64)}, columns
     if hasattr(example, "iloc") and hasattr(example, "columns"):  # a data frame: one input for each column
