@@ -78,11 +78,7 @@ class EndpointClient:
             response, one_row = self._infer(data, self._schema(), output, timeout)
         if response.model_version != self._version:
             self._specs = None
-        texts = {spec.name for spec in self._schema()[1] if spec.text}
-        outputs = {name: decode_text(array) if name in texts else array for name, array in response.outputs.items()}
-        if one_row:
-            outputs = {name: array[0] if array.ndim and len(array) == 1 else array for name, array in outputs.items()}
-        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+        return unwrap(response.outputs, self._schema()[1], one_row)
 
     def versions(self) -> list[str]:
         """The version that each replica serves; "" of one that doesn't answer."""
@@ -243,6 +239,28 @@ def arrange(data: Any, specs: Sequence[oip.TensorSpec]) -> tuple[dict[str, Array
         arrays = {name: array[np.newaxis] for name, array in arrays.items()}
     oip.check_inputs(arrays, specs)
     return arrays, one_row
+
+
+def unwrap(outputs: Mapping[str, Array], specs: Sequence[oip.TensorSpec], one_row: bool) -> Any:
+    """A model's outputs as a caller gets them: the other direction of `arrange`.
+
+    Args:
+        outputs: arrays by name.
+        specs: of the model's outputs; those that are text become strings.
+        one_row: give the row without its batch dimension.
+
+    Returns:
+        An array where there is one output, else a dict of arrays by name.
+
+    Example:
+        >>> unwrap({"y": np.array([[0.5, 0.5]])}, [oip.TensorSpec("y", "FP64", (-1, 2))], one_row=True)
+        array([0.5, 0.5])
+    """
+    texts = {spec.name for spec in specs if spec.text}
+    found = {name: decode_text(array) if name in texts else array for name, array in outputs.items()}
+    if one_row:
+        found = {name: array[0] if array.ndim and len(array) == 1 else array for name, array in found.items()}
+    return next(iter(found.values())) if len(found) == 1 else found
 
 
 def _converted(spec: oip.TensorSpec, value: Any) -> Array:

@@ -8,10 +8,9 @@ from typing import Any
 import httpx
 
 from kpaas_lab import oip
-from kpaas_lab.endpoint_client import arrange
+from kpaas_lab.endpoint_client import arrange, unwrap
 from kpaas_lab.errors import EngineUnavailableError, LabError, WaitTimeoutError, from_http
 from kpaas_lab.i18n import _, language
-from kpaas_lab.oip.schema import decode_text
 
 _SIDES = ("inputs", "outputs")
 
@@ -60,13 +59,8 @@ def predict(
     if answer.is_error:
         raise error_of(answer)
     length = answer.headers.get(oip.HEADER_LENGTH)
-    found = dict(oip.parse_response(answer.content, int(length) if length else None).outputs)
-    for spec in outputs:
-        if spec.text and spec.name in found:
-            found[spec.name] = decode_text(found[spec.name])
-    if one_row:
-        found = {name: array[0] if array.ndim and len(array) == 1 else array for name, array in found.items()}
-    return next(iter(found.values())) if len(found) == 1 else found
+    response = oip.parse_response(answer.content, int(length) if length else None)
+    return unwrap(response.outputs, outputs, one_row)
 
 
 def error_of(answer: httpx.Response) -> LabError:
