@@ -106,8 +106,7 @@ class EndpointClient:
         body, length = oip.encode_request(inputs, outputs=[output] if output else (), binary=True)
         headers = {"Content-Type": "application/octet-stream", oip.HEADER_LENGTH: str(length)}
         answer = self._request("POST", f"/v2/models/{self._name}/infer", timeout=timeout, content=body, headers=headers)
-        given = answer.headers.get(oip.HEADER_LENGTH)
-        return oip.parse_response(answer.content, int(given) if given else None), one_row
+        return oip.parse_response(answer.content, oip.header_length(answer.headers.get(oip.HEADER_LENGTH))), one_row
 
     def _schema(self) -> _Schema:
         if self._specs is None:

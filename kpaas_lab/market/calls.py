@@ -58,8 +58,7 @@ def predict(
         ) from None
     if answer.is_error:
         raise error_of(answer)
-    length = answer.headers.get(oip.HEADER_LENGTH)
-    response = oip.parse_response(answer.content, int(length) if length else None)
+    response = oip.parse_response(answer.content, oip.header_length(answer.headers.get(oip.HEADER_LENGTH)))
     return unwrap(response.outputs, outputs, one_row)
 
 

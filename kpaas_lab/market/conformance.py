@@ -218,7 +218,8 @@ class Examiner:
                 )
             )
         try:
-            response = await asyncio.to_thread(oip.parse_response, answer.body, _header_length(answer))
+            length = oip.header_length(answer.headers.get(oip.HEADER_LENGTH))
+            response = await asyncio.to_thread(oip.parse_response, answer.body, length)
         except LabError as error:
             raise _Failed(_("The example's answer is not of the protocol: {error}").format(error=error)) from error
         _compare(response.outputs, self._outputs)
@@ -361,11 +362,6 @@ def _zeros(spec: oip.TensorSpec) -> Any:
 
 def _tensors(specs: list[oip.TensorSpec]) -> list[dict[str, Any]]:
     return [spec.to_json() for spec in specs]
-
-
-def _header_length(answer: _Answer) -> int | None:
-    length = answer.headers.get(oip.HEADER_LENGTH, "")
-    return int(length) if length.isascii() and length.isdigit() and len(length) < 12 else None
 
 
 def _short(value: object) -> str:

@@ -22,6 +22,7 @@ from kpaas_lab.oip.messages import (
     RequestedOutput,
     encode_request,
     encode_response,
+    header_length,
     parse_request,
     parse_response,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "datatype_of",
     "encode_request",
     "encode_response",
+    "header_length",
     "parse_request",
     "parse_response",
     "spec_of",

@@ -171,6 +171,25 @@ def parse_response(body: bytes, header_length: int | None = None) -> InferRespon
     )
 
 
+def header_length(text: str | None) -> int | None:
+    """The length of the JSON before binary data, from its HTTP header; None where there is none.
+
+    Raises:
+        ProtocolError: it is no number of bytes.
+
+    Example:
+        >>> header_length("120"), header_length(None)
+        (120, None)
+    """
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise ProtocolError(
+            _("{header} must be a number of bytes, got {got}.").format(header=HEADER_LENGTH, got=repr(text[:40]))
+        )
+    return int(text)
+
+
 def _split(body: bytes, header_length: int | None) -> tuple[dict[str, Any], memoryview]:
     if header_length is not None and not 0 <= header_length <= len(body):
         raise ProtocolError(

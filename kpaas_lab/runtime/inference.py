@@ -227,13 +227,7 @@ class InferenceApp:
             if name == b"content-length":
                 size = int(value)  # the HTTP parser lets only digits through
             elif name == _HEADER_LENGTH:
-                if not value.isdigit() or len(value) > 18:
-                    raise ProtocolError(
-                        _("{header} must be a number of bytes, got {got}.").format(
-                            header=oip.HEADER_LENGTH, got=repr(value[:40])
-                        )
-                    )
-                header_length = int(value)
+                header_length = oip.header_length(value.decode("latin-1") or "-")
             elif name == b"content-encoding" and value.lower() != b"identity":
                 raise ProtocolError(_("A compressed body is not supported."), status=415)
         if size > _DISCARD * self._limits.max_bytes:
