@@ -14,7 +14,7 @@ from kpaas_lab.training import Run, checkpoint
 from tests.unit.test_catalogue import LOCALE, ROOT
 
 OWNERS = {"lab": Lab, "run": Run, "endpoint": Endpoint, "api": Subscription, "checkpoint": checkpoint, "models": models}
-NAMED = re.compile(rf"(?<![\\w/])({'|'.join(OWNERS)})(?:\[[^]]*\])?\.([a-z_]+)(\()?")
+NAMED = re.compile(rf"(?<![\w/])({'|'.join(OWNERS)})(?:\[[^]]*\])?\.([a-z_]+)(\()?")
 ITEMS = {"runs": Run, "endpoints": Endpoint, "subscriptions": Subscription}
 ITEM = re.compile(r"lab\.(runs|endpoints|subscriptions)\[[^]]*\]\.([a-z_]+)(\()?")
 
