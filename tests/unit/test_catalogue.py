@@ -29,6 +29,10 @@ HANGUL = re.compile("[가-힣]")
 DEPENDENT_PARTICLE = re.compile(
     r"\}['\"”’`]?(을|를|이|가|은|는|과|와|으로|로)(?![가-힣])|\([으을를이가은는과와]+\)[를가는와로]?"
 )
+# Options, attributes and calls, names with an underscore: what a person types.
+CODE = re.compile(
+    r"(?<![\w.{])(?:--[a-z-]+|[a-z]\w*(?:\.[a-z_]\w*)+(?:\(\))?|[a-z]\w*_\w+|\w+=|\w+\(\))", re.ASCII | re.I
+)
 SAME_WORDS = {"K-PaaS", "Lab", "KO", "EN", "English", "Language", "p50", "p95", "UTC"}  # names and signs
 SAID_IN = {"alt", "aria-label", "placeholder", "title"}  # attributes that are read out or shown
 
@@ -74,6 +78,11 @@ def test_the_catalogue_has_nothing_else() -> None:
 def test_korean_fills_in_the_same_fields() -> None:
     wrong = [id_ for id_, message in korean().items() if fields(id_) != fields(str(message.string))]
     assert not wrong
+
+
+def test_korean_names_the_same_code() -> None:
+    texts = [(id_, str(message.string)) for id_, message in korean().items()]
+    assert not [(english, text) for english, text in texts if set(CODE.findall(english)) != set(CODE.findall(text))]
 
 
 def test_korean_keeps_the_space_around_a_text() -> None:
