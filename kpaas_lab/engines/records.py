@@ -14,14 +14,13 @@ Standard library only: the shim reads and writes the same files, in a process th
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from kpaas_lab import durable
+from kpaas_lab import durable, locks
 
 SPEC, STATUS, CONTROL, LOCK, WAKE, RESERVE = "spec.json", "status.json", "control.json", "lock", "wake", "reserve"
 ID_VARIABLE = "KPAAS_LAB_WORKLOAD_ID"  # in every process of a workload, so that none is missed and none mistaken
@@ -43,28 +42,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def take_lock(folder: Path) -> int | None:
     """Hold the folder's lock; the descriptor, or None where another process holds it."""
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    return locks.take(folder / LOCK)
 
 
 def is_held(folder: Path) -> bool:
     """Whether a shim lives: whether somebody holds the folder's lock."""
-    try:
-        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    return locks.is_held(folder / LOCK)
 
 
 def wake(folder: Path) -> None:

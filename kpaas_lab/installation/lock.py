@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from dataclasses import asdict, dataclass
 
 import psutil
 
-from kpaas_lab import durable
+from kpaas_lab import durable, locks
 from kpaas_lab.errors import AlreadyExistsError
 from kpaas_lab.i18n import _
 from kpaas_lab.installation.layout import Layout
@@ -55,39 +53,18 @@ def read(layout: Layout) -> Running | None:
         return None
 
 
-def try_acquire(layout: Layout) -> int | None:
-    """Take the lock: an open file to keep, or None where another holds it."""
-    handle = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
-
-
 def is_held(layout: Layout) -> bool:
     """Whether a platform runs on this state folder."""
-    try:
-        handle = os.open(layout.lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
+    return locks.is_held(layout.lock)
 
 
 def acquire(layout: Layout) -> int:
-    """Take the lock.
+    """Take the lock: an open file to keep.
 
     Raises:
         AlreadyExistsError: it runs already; the message has its address.
     """
-    handle = try_acquire(layout)
+    handle = locks.take(layout.lock)
     if handle is None:
         running = read(layout)
         address = running.address if running else "?"
