@@ -66,6 +66,9 @@ ETC = (
 GPU_CONTROL = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps")
 GPU_DEVICES = (*(f"nvidia{number}" for number in range(16)), *GPU_CONTROL)
 GPU_SYSTEM = ("/sys/bus/pci", "/sys/devices", "/sys/module/nvidia", "/sys/class/drm")
+# Leads to the learner's home in every sandbox. A process that is forked into one has HOME so while it imports: many
+# libraries work out then where they keep things.
+OWN_HOME = "/home/.own"
 MIB = 1 << 20
 # Kernels talk over sockets in the sandbox's own /run: on loopback anybody on the machine could listen to their output.
 JUPYTER_CONFIG = '{"KernelManager": {"transport": "ipc"}}\n'
@@ -173,7 +176,7 @@ def arguments(view: View, mode: Mode, *, exists: Mapping[str, str | None]) -> li
         words += ["--bind", str(view.mps_pipe), str(view.mps_pipe)]
     for path, descriptor in view.files.items():
         words += ["--perms", "0644", "--ro-bind-data", str(descriptor), path]
-    words += ["--bind", str(view.home), home]
+    words += ["--bind", str(view.home), home, "--symlink", view.name, OWN_HOME]
     # Last: what was made for these mounts is memory too, and not the learner's to fill.
     return [*words, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
 

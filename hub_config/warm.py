@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hub_config.bubblewrap import ROOT
+from hub_config.bubblewrap import OWN_HOME, ROOT
 from hub_config.zygote import runnable
 
 # What a JupyterLab server of the hub imports until it answers.
@@ -88,7 +88,7 @@ class WarmPool:
     def __init__(self, log: Path, modules: Sequence[str] = JUPYTERLAB, env: Mapping[str, str] | None = None) -> None:
         self.log = log
         self.modules = tuple(modules)
-        self.env = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": "/nonexistent", **(env or {})}
+        self.env = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": OWN_HOME, **(env or {})}
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._orders: socket.socket | None = None

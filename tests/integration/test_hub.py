@@ -131,6 +131,34 @@ def test_korean_learners_get_a_korean_jupyterlab_that_they_can_change(hub: Hub) 
     kim.stop_server()
 
 
+def test_learners_install_no_extensions_into_jupyterlab(ann: Person) -> None:
+    """They are everybody's; the list is there to read."""
+    page = ann.client.get("/user/ann/lab").text
+    config = json.loads(page.split('id="jupyter-config-data" type="application/json">')[1].split("</script>")[0])
+    assert config["extensionManager"]["can_install"] is False
+    xsrf = {"X-XSRFToken": ann.xsrf("/user/ann/"), "Referer": f"{ann.hub.url}/user/ann/lab"}
+    order = {"cmd": "install", "extension_name": "jupyterlab-git"}
+    answer = ann.client.post("/user/ann/lab/api/extensions", json=order, headers=xsrf)
+    assert answer.status_code >= 400 or answer.json()["status"] == "error", answer.text
+
+
+def test_jupyterlab_keeps_its_layout_and_settings_in_the_learners_home(hub: Hub) -> None:
+    """A server forked from a process that has imported all this before anybody's home was known."""
+    home = hub.home / "learners" / "lea"
+    lea = hub.person("lea")
+    lea.start_server()
+    lea.enter()
+    headers = {"X-XSRFToken": lea.xsrf("/user/lea/"), "Referer": f"{hub.url}/user/lea/lab"}
+    layout = {"data": {"x": 1}, "metadata": {"id": "default"}}
+    answer = lea.client.put("/user/lea/lab/api/workspaces/default", json=layout, headers=headers)
+    assert answer.status_code == 204, answer.text
+    assert list(home.glob(".jupyter/lab/workspaces/*"))
+    settings = "/user/lea/lab/api/settings/@jupyterlab/notebook-extension:tracker"
+    assert lea.client.put(settings, json={"raw": "{}"}, headers=headers).status_code == 204
+    assert list(home.glob(".jupyter/lab/user-settings/**/*.jupyterlab-settings"))
+    lea.stop_server()
+
+
 def test_two_at_once_each_in_their_own_and_neither_in_the_others(hub: Hub, ann: Person) -> None:
     bob = hub.person("bob")
     bob.start_server()

@@ -29,7 +29,7 @@ while not os.path.exists("/run/kpaas-lab/kernels.sock") and time.monotonic() < d
 LOOK = """
 import json, os, resource, sys
 print(json.dumps({"warm": "torch" in sys.modules, "pid": os.getpid(), "list": os.readlink("/proc/self/ns/pid"),
-    "uid": os.getuid(), "home": os.environ["HOME"], "homes": os.listdir("/home"), "cwd": os.getcwd(),
+    "uid": os.getuid(), "home": os.environ["HOME"], "homes": sorted(os.listdir("/home")), "cwd": os.getcwd(),
     "cores": len(os.sched_getaffinity(0)), "slice": os.environ["KPAAS_LAB_SLICE"],
     "token": bool(os.environ.get("JUPYTERHUB_API_TOKEN")),
     "limits": [resource.getrlimit(getattr(resource, "RLIMIT_" + name))
@@ -93,7 +93,7 @@ def test_a_kernel_is_forked_within_its_learners_sandbox_and_limits(
     seen = look(kernel)
     assert seen["warm"], (hub.home / "log" / "warm-kernels.log").read_text()
     assert seen["list"] == os.readlink(f"/proc/{ann[1].pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
-    assert (seen["home"], seen["homes"], seen["slice"]) == ("/home/ann", ["ann"], "cpu")
+    assert (seen["home"], seen["homes"], seen["slice"]) == ("/home/ann", [".own", "ann"], "cpu")
     assert str(seen["cwd"]).startswith("/home/ann")
     assert seen["token"], "its own token, for the market"
     assert seen["cores"] == 1
@@ -118,6 +118,12 @@ def test_nothing_of_the_platforms_is_in_a_forked_kernel(hub: Hub, kernel: Kernel
     assert not [name for name in environment if name.startswith(("JUPYTERHUB", "KPAAS_LAB"))]
     for secret in (hub.secrets.market_token, hub.secrets.cookie_secret, hub.secrets.user_password):
         assert secret not in str(environment)
+
+
+def test_what_was_imported_elsewhere_keeps_its_things_in_the_learners_home(kernel: Kernel) -> None:
+    """Libraries that ask for the home when they are imported, in the pool, where no learner is known."""
+    code = "import jedi, os\nprint(os.path.realpath(jedi.settings.cache_directory))"
+    assert kernel.run(code) == "/home/ann/.cache/jedi\n"
 
 
 def test_interrupt_and_restart(kernel: Kernel) -> None:

@@ -99,14 +99,14 @@ def test_it_sees_only_its_own_sandbox(learners: tuple[Learner, Learner], pool: W
     record = ann.start(
         PYTHON,
         "-c",
-        f"import os; print(sorted(n for n in os.listdir('/proc') if n.isdigit()), os.listdir('/home'),"
+        f"import os; print(sorted(n for n in os.listdir('/proc') if n.isdigit()), sorted(os.listdir('/home')),"
         f" os.path.exists({str(ann.state)!r}), flush=True)\n"
         f"for path in ('/proc/1/root', '/proc/self/root{ann.state}', '/proc/self/exe'):\n"
         f"    try: print(os.listdir(path))\n    except OSError as error: print('refused')",
         warm=pool,
     )
     ann.finish(record)
-    assert ann.printed().splitlines()[0] == "['1', '2'] ['ann'] False"
+    assert ann.printed().splitlines()[0] == "['1', '2'] ['.own', 'ann'] False"
     assert ann.printed().count("refused") == 3
 
 
