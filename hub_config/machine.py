@@ -13,11 +13,12 @@ from hub_config.profiles import Machine
 MIB = 1024 * 1024
 
 
-def this_machine(overcommit: float = 1.0) -> Machine:
+def this_machine(overcommit: float) -> Machine:
     """Ask the machine. Takes up to some seconds where there is a GPU."""
     total = psutil.virtual_memory().total
     limit = _cgroup_limit(Path("/sys/fs/cgroup/memory.max"))
-    return Machine(memory_mib=int(min(total, limit or total) / MIB * overcommit), gpu_memory_mib=mps_gpus())
+    real = min(total, limit or total) // MIB
+    return Machine(memory_mib=int(real * overcommit), gpu_memory_mib=mps_gpus(), real_memory_mib=real)
 
 
 def _cgroup_limit(path: Path) -> int | None:

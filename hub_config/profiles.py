@@ -19,12 +19,14 @@ class Machine:
     """What is there to be shared.
 
     Attributes:
-        memory_mib: main memory that learners may be promised in total, in MiB.
+        memory_mib: main memory that learners may be promised in total, in MiB; it may be more than there is.
         gpu_memory_mib: device memory of each GPU whose MPS daemon answers, in MiB.
+        real_memory_mib: what there is, which no single slice may exceed; None where that is memory_mib.
     """
 
     memory_mib: int
     gpu_memory_mib: tuple[int, ...] = ()
+    real_memory_mib: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,8 @@ def gpu_for(profile: SliceProfile, machine: Machine, held: Sequence[Holding]) ->
 
 def _how_many(profile: SliceProfile, machine: Machine, held: Sequence[Holding]) -> int:
     """How many more of this slice fit beside those held."""
+    if machine.real_memory_mib is not None and profile.memory_mib > machine.real_memory_mib:
+        return 0
     room = (machine.memory_mib - sum(other.profile.memory_mib for other in held)) // profile.memory_mib
     if profile.way is Way.MPS:
         gpus = range(len(machine.gpu_memory_mib))

@@ -13,6 +13,9 @@ from kpaas_lab.i18n import _
 from kpaas_lab.installation import credentials
 from kpaas_lab.installation.credentials import Credentials
 
+# A slice's memory is a limit that notebooks seldom come near, and its sandbox is held to it. Should all of them come
+# near it at once, the kernel ends learners' processes first, never the platform's (oom_score_adj).
+OVERCOMMIT = 2.0
 PORTS = ("hub", "market", "api", "traefik_api")
 
 
@@ -66,7 +69,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> HubSettings:
         ports=_ports(_required(env, "KPAAS_LAB_PORTS")),
         secrets=credentials.load(Path(_required(env, "KPAAS_LAB_SECRETS"))),
         slices_file=Path(env.get("KPAAS_LAB_SLICES") or default_slices),
-        overcommit=_number(env, "KPAAS_LAB_OVERCOMMIT", 1.0, least=0.1),
+        overcommit=_number(env, "KPAAS_LAB_OVERCOMMIT", OVERCOMMIT, least=0.1),
         idle_seconds=int(_number(env, "KPAAS_LAB_IDLE_SECONDS", 3600, least=1)),
         idle_gpu_seconds=int(_number(env, "KPAAS_LAB_IDLE_GPU_SECONDS", 900, least=1)),
         starts_at_once=int(_number(env, "KPAAS_LAB_STARTS_AT_ONCE", max(2, os.cpu_count() or 1), least=1)),

@@ -135,6 +135,19 @@ def up(
             show_default=_("the one that comes with K-PaaS Lab"),
         ),
     ] = None,
+    overcommit: Annotated[
+        float | None,
+        typer.Option(
+            "--overcommit",
+            envvar="KPAAS_LAB_OVERCOMMIT",
+            min=0.1,
+            help=_(
+                "How many times the machine's memory the slices of all learners may promise together. Nobody gets more "
+                "than their slice; with 1, all of it is there even when everybody uses theirs up at once."
+            ),
+            show_default="2",
+        ),
+    ] = None,
     lang: Lang = "",
 ) -> None:
     """See `kpaas_lab.installation.up`."""
@@ -145,6 +158,7 @@ def up(
         options = starting.Options(
             home=home, port=port, bind=bind, public_url=starting.check_public_url(public_url),
             database_url=database_url, slices=(slices or places.slices_file()).absolute(), lang=_check_language(lang),
+            overcommit=overcommit,
         )  # fmt: skip
         starting.run(options, _say, partial(show, bind))
 

@@ -38,6 +38,7 @@ class Options:
         bind: the address to listen on.
         public_url: what people open, where that isn't the address itself (behind a reverse proxy); "" otherwise.
         database_url: the market's database as a SQLAlchemy URL; "" is SQLite in the state folder.
+        overcommit: how many times the machine's memory learners' slices may promise; None for the hub's default.
     """
 
     home: Path
@@ -47,6 +48,12 @@ class Options:
     database_url: str
     slices: Path
     lang: str
+    overcommit: float | None = None
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """This process's environment, with what the operator chose for the hub."""
+        return {**os.environ, **({"KPAAS_LAB_OVERCOMMIT": str(self.overcommit)} if self.overcommit else {})}
 
 
 def check_public_url(url: str) -> str:
@@ -286,8 +293,8 @@ def run(options: Options, say: Say, opened: Callable[[Say, str, Layout, Credenti
             lock.announce(layout, url)
             _write_proxy_files(layout, options, chosen)
             environment = programs.base_environment(
-                os.environ, layout, chosen, public_url=url, database_url=options.database_url, slices=options.slices,
-                lang=options.lang,
+                options.environ, layout, chosen, public_url=url, database_url=options.database_url,
+                slices=options.slices, lang=options.lang,
             )  # fmt: skip
             platform = Platform(layout, environment, chosen, readiness.local_host(options.bind), held)
             say(_("State folder: {home}").format(home=layout.home))

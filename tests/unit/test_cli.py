@@ -70,6 +70,13 @@ def test_a_port_that_is_none(port: str, tmp_path: Path) -> None:
     assert run(app, ["up", "--home", str(tmp_path / "lab"), "--port", port]).exit_code == 2
 
 
+@pytest.mark.parametrize("times", ["0", "-1", "much"])
+def test_an_overcommit_that_is_none(times: str, tmp_path: Path) -> None:
+    answer = run(app, ["up", "--home", str(tmp_path / "lab"), "--overcommit", times])
+    assert answer.exit_code == 2
+    assert "--overcommit" in answer.output
+
+
 def test_status_of_a_stopped_platform(tmp_path: Path) -> None:
     open_home(tmp_path / "lab")
     answer = run(app, ["status", "--home", str(tmp_path / "lab"), "--json"])

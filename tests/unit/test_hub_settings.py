@@ -28,6 +28,7 @@ def test_all_is_read(told: dict[str, str]) -> None:
     assert lab.public_url == "http://127.0.0.1:8123"
     assert (lab.ports["traefik_api"], lab.overcommit, lab.starts_at_once) == (4, 1.5, 7)
     assert lab.secrets.user_password not in repr(lab)
+    assert settings.from_environment(told).overcommit == settings.OVERCOMMIT
 
 
 Change = Callable[[dict[str, str]], dict[str, str]]

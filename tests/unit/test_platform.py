@@ -1,5 +1,6 @@
 """The state folder, its secrets and ports, and what each process is told."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -282,3 +283,12 @@ def test_the_address_people_open(bind: str, address: str) -> None:
         home=Path("/h"), port=8123, bind=bind, public_url="", database_url="", slices=Path("/s"), lang="en"
     )
     assert up.address(options, 8123) == address
+
+
+def test_what_the_operator_chose_reaches_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KPAAS_LAB_OVERCOMMIT", "3")
+    options = up.Options(
+        home=Path("/h"), port=8123, bind="::1", public_url="", database_url="", slices=Path("/s"), lang="en"
+    )
+    assert options.environ["KPAAS_LAB_OVERCOMMIT"] == "3"
+    assert dataclasses.replace(options, overcommit=1.5).environ["KPAAS_LAB_OVERCOMMIT"] == "1.5"

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub_config.profiles import Holding, Machine, choices, chosen, gpu_for, offered
+from hub_config.settings import OVERCOMMIT
 from kpaas_lab.errors import LabError, NoCapacityError, SettingsError, UnknownSliceError
 from kpaas_lab.slices import Isolation, SliceProfile, Text, Way, load_catalogue
 
@@ -38,6 +39,12 @@ def names(entries: object) -> list[str]:
 
 def test_the_shipped_catalogue_offers_a_cpu_slice_on_a_small_machine_and_no_gpu() -> None:
     assert names(offered(SHIPPED, (), Machine(memory_mib=7 * 1024))) == ["cpu"]
+
+
+def test_a_machine_of_8_gib_takes_three_learners_but_no_slice_larger_than_itself() -> None:
+    machine = Machine(memory_mib=int(7900 * OVERCOMMIT), real_memory_mib=7900)
+    entries = choices(SHIPPED, (), machine, [])
+    assert [(entry.profile.name, entry.total) for entry in entries] == [("cpu", 3)]
 
 
 def test_gpu_slices_only_where_mps_runs_and_never_ways_that_need_a_cluster() -> None:
