@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -29,6 +30,15 @@ STAGES = {
     "sandbox": (30, N_("Starting your sandbox")),
     "lab": (55, N_("Starting JupyterLab")),
 }
+# What a learner is told where a step fails.
+FAILED = {
+    "": N_("Your server could not be started."),
+    "home": N_("Your home could not be prepared."),
+    "sandbox": N_("Your sandbox could not be started."),
+    "lab": N_("JupyterLab did not start."),
+}
+NEXT = N_("Try again, or choose another slice. If it stays so, tell your operator: the reason is in hub.log.")
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no types
@@ -113,7 +123,11 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
         return exception
 
     def _not_started(self, error: Exception) -> SpawnException:
-        return self._exception(lambda: _("Your server could not be started: {why}").format(why=error), error, 500)
+        """What a learner can do about it. The reason, with paths and the like, is for the operator in the hub's log."""
+        causes = (error, error.__cause__)
+        full = any(isinstance(cause, OSError) and cause.errno in FULL for cause in causes)
+        what = N_("The disk is full.") if full else FAILED[self.stage]
+        return self._exception(lambda: f"{_(what)} {_(NEXT)}", error, 500)
 
     def _language(self) -> str:
         if self.handler is None:
@@ -145,24 +159,27 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
         profile = self._choose(self.user_options).profile
         self.holding = Holding(profile, gpu_for(profile, self.machine, self.promised.others(self._log_name)))
         self.promised.hold(self._log_name, self.holding)
-        language = self._language()
         self._starting = True
         self.turns.at_once = self.starts_at_once
         try:
-            async with self.turns.turn(self._log_name):
-                self.stage = "home"
-                await asyncio.to_thread(self._prepare_home)
-                self.stage = "sandbox"
-                self.port = ports.free_port()
-                await self._start_sandbox(self._sandbox(self.holding, language))
-                self.stage = "lab"
-                await self._until_it_answers()
-        except (LabError, OSError) as error:
-            self.log.error("The sandbox of %s did not start: %s", self._log_name, error)
+            await self._start_in_turn(self.holding)
+        except Exception as error:
+            foreseen = isinstance(error, LabError)
+            self.log.error("The server of %s did not start: %s", self._log_name, error, exc_info=not foreseen)
             raise self._not_started(error) from error
         finally:
             self.stage, self._starting = "", False
         return "127.0.0.1", self.port
+
+    async def _start_in_turn(self, holding: Holding) -> None:
+        async with self.turns.turn(self._log_name):
+            self.stage = "home"
+            await asyncio.to_thread(self._prepare_home)
+            self.stage = "sandbox"
+            self.port = ports.free_port()
+            await self._start_sandbox(self._sandbox(holding, self._language()))
+            self.stage = "lab"
+            await self._until_it_answers()
 
     async def _start_sandbox(self, wanted: sandbox.Sandbox) -> None:
         """Start it and keep its record, cancelled or not: a thread can't be, and its sandbox must be found again."""
