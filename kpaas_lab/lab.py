@@ -129,7 +129,7 @@ class Lab:
             example: an input that the model takes; modules and functions need one.
             replace: an endpoint of this name, if there is one, changes over to this model without a gap; it stays on
                 its slice, with its replicas.
-            **options: of `kpaas_lab.serving.serve`: max_batch, max_delay, wait.
+            **options: of `kpaas_lab.serving.serve`: max_batch, max_delay, max_bytes, wait.
 
         Raises:
             AlreadyExistsError: there is an endpoint of this name.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -61,6 +62,7 @@ def serve(
     replicas: int = 1,
     max_batch: int = 32,
     max_delay: float = 0.002,
+    max_bytes: int = 10 << 20,
     example: Any = None,
     wait: bool = True,
 ) -> Endpoint:
@@ -78,6 +80,7 @@ def serve(
         replicas: processes that answer.
         max_batch: rows of several requests that run as one, at most; 1 turns batching off.
         max_delay: seconds a request waits for others, at most.
+        max_bytes: of one request; a larger one is answered 413.
         example: an input the model takes; needed for modules and functions, see `kpaas_lab.models.save`.
         wait: until it answers.
 
@@ -90,7 +93,7 @@ def serve(
         WaitTimeoutError: it isn't ready after two minutes, and goes on starting.
     """
     check_name(name)
-    _check(replicas, max_batch, max_delay)
+    _check(max_delay, replicas=(replicas, 32), max_batch=(max_batch, 4096), max_bytes=(max_bytes, 1 << 30))
     threads = max(1, round(find(load_catalogue(settings.slices_file), slice).cpus))
     folder = settings.home / "endpoints" / name
     with _exclusive(folder):
@@ -100,7 +103,8 @@ def serve(
         try:
             _say(_("Saving the model …"))
             _put(model, folder / "model", example=example, version="1")
-            engine.create(_service(name, folder, threads, slice, replicas, max_batch, max_delay))
+            options = {"max-batch": max_batch, "max-delay": max_delay, "max-bytes": max_bytes, "threads": threads}
+            engine.create(_service(name, folder, slice, replicas, options))
         except AlreadyExistsError as error:
             raise _taken(name) from error
         except BaseException:
@@ -279,9 +283,9 @@ def _say(text: str) -> None:
         sys.stdout.write(text + "\n")
 
 
-def _check(replicas: int, max_batch: int, max_delay: float) -> None:
-    whole = {"replicas": (replicas, 1, 32), "max_batch": (max_batch, 1, 4096)}
-    for what, (value, least, most) in whole.items():
+def _check(max_delay: float, **whole: tuple[int, int]) -> None:
+    for what, (value, most) in whole.items():
+        least = 1024 if what == "max_bytes" else 1
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise SettingsError(
                 _("{what}={value!r} can't be.").format(what=what, value=value),
@@ -312,16 +316,22 @@ def _taken(name: str) -> AlreadyExistsError:
     )
 
 
-def _exclusive(folder: Path) -> filelock.BaseFileLock:
+@contextlib.contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
     """One writer of an endpoint's folder at a time, among all kernels."""
+    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), timeout=600)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(folder.with_name(f".{folder.name}.lock"), timeout=600)
+        lock.acquire()
     except OSError as error:
         raise EngineUnavailableError(
-            _("{path} can't be written: {error}.").format(path=folder.parent, error=error.strerror),
+            _("{path} can't be written: {error}.").format(path=folder.parent, error=error.strerror or error),
             hint=_("Free some disk space, or ask whoever runs this installation."),
         ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _put(model: Any, folder: Path, *, example: Any, version: str) -> None:
@@ -333,18 +343,15 @@ def _put(model: Any, folder: Path, *, example: Any, version: str) -> None:
         models.save(model, folder, example=example, version=version)
 
 
-def _service(
-    name: str, folder: Path, threads: int, slice: str | None, replicas: int, max_batch: int, max_delay: float
-) -> Service:
-    options = {"--max-batch": max_batch, "--max-delay": max_delay, "--threads": threads}
+def _service(name: str, folder: Path, slice: str | None, replicas: int, options: Mapping[str, float]) -> Service:
     return Service(
         name=name,
         command=(
             *(sys.executable, "-m", "kpaas_lab.runtime.serve", "--model", str(folder / "model"), "--name", name),
-            *(text for option, value in options.items() for text in (option, str(value))),
+            *(text for option, value in options.items() for text in (f"--{option}", str(value))),
         ),
         workdir=folder,
-        env={"OMP_NUM_THREADS": str(threads)},
+        env={"OMP_NUM_THREADS": str(options["threads"])},
         slice=slice,
         replicas=replicas,
         labels=LABELS,

@@ -149,3 +149,19 @@ def test_no_subscription_is_made_where_its_key_could_not_be_kept(market_site: Si
     with pytest.raises(SettingsError, match=r"keys\.json"):
         gus.subscribe("ann/unkept", plan="free")
     assert gus.subscriptions() == []
+
+
+def test_a_full_disk_keeps_the_keys_that_are_there(market_site: Site, small_disk: Path) -> None:
+    market_site.publish("ann", "full")
+    market_site.publish("ann", "full-too")
+    bob = market(market_site, "bob", small_disk)
+    kept = bob.subscribe("ann/full", plan="free")
+    prefix = kept.key_prefix
+    with pytest.raises(OSError, match="space"):
+        (small_disk / "filler").write_bytes(b"x" * (2 << 20))
+    with pytest.raises(SettingsError, match="No space left"):
+        bob.subscribe("ann/full-too", plan="free")
+    listings = [each.listing for each in bob.subscriptions()]
+    assert "ann/full" in listings
+    assert "ann/full-too" not in listings
+    assert bob.subscription(kept.id).key_prefix == prefix

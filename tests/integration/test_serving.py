@@ -22,6 +22,7 @@ from kpaas_lab.engines.local import LocalEngine
 from kpaas_lab.errors import (
     AlreadyExistsError,
     EngineUnavailableError,
+    LabError,
     ModelError,
     NoCapacityError,
     NotFoundError,
@@ -269,6 +270,7 @@ def test_an_endpoint_that_doesnt_start_says_why(place: Place, tmp_path: Path) ->
         ({"replicas": 32}, NoCapacityError, ""),
         ({"max_batch": 0}, SettingsError, "max_batch=0"),
         ({"max_delay": -1}, SettingsError, "max_delay=-1"),
+        ({"max_bytes": 1000}, SettingsError, "max_bytes=1000"),
         ({"example": None}, ModelError, "saved with an example"),
     ],
 )
@@ -281,15 +283,39 @@ def test_bad_arguments_leave_nothing(place: Place, more: dict[str, Any], kind: t
     assert not folder.exists() or [path for path in folder.iterdir() if not path.name.endswith(".lock")] == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_home_is_said(place: Place) -> None:
-    place.settings.home.mkdir(parents=True)
-    place.settings.home.chmod(0o500)
-    try:
-        with pytest.raises(EngineUnavailableError, match="can't be written"):
-            place.serve(double, example=X)
-    finally:
-        place.settings.home.chmod(0o700)
+def test_a_request_that_is_too_large(place: Place) -> None:
+    endpoint = place.serve(double, example=X, max_bytes=4096)
+    assert endpoint.predict(X).tolist() == [[2, 4], [6, 8]]
+    with pytest.raises(ModelError, match="larger than 4096 bytes"):
+        endpoint.predict(np.zeros((1000, 2), dtype=np.float32))
+    assert endpoint.predict(X).tolist() == [[2, 4], [6, 8]]
+
+
+def on(place: Place, disk: Path) -> None:
+    place.settings = replace(place.settings, home=disk)
+    place.engine = LocalEngine(disk, load_catalogue(place.settings.slices_file))
+
+
+def test_a_read_only_home_is_said(place: Place, small_disk: Path) -> None:
+    on(place, small_disk)
+    (small_disk / "endpoints").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(EngineUnavailableError, match="can't be written"):
+        place.serve(double, example=X)
+    assert list(place.engine.list()) == []
+
+
+def test_a_full_disk_is_said_and_leaves_no_name(place: Place, small_disk: Path) -> None:
+    on(place, small_disk)
+    (small_disk / "endpoints").mkdir()
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="space"):
+        filler.write_bytes(b"x" * (2 << 20))
+    with pytest.raises(LabError, match="No space left"):
+        place.serve(double, example=X)
+    filler.unlink()
+    assert list(place.engine.list()) == []
+    assert place.serve(double, example=X).predict(X).tolist() == [[2, 4], [6, 8]]
 
 
 def test_a_home_that_is_a_file_is_said(place: Place, tmp_path: Path) -> None:
