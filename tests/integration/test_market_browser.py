@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from playwright.sync_api import expect
 
 from kpaas_lab.market import store
 from kpaas_lab.market.conformance import Examiner
@@ -124,10 +125,10 @@ def test_search_subscribe_try_and_revoke(lab: Hub, chromium: Any) -> None:
     assert page.inner_text("#try-overhead").endswith("µs")
     page.fill("#try-body", "{")
     page.click("#try-form button[type=submit]")
-    page.wait_for_function("document.getElementById('try-output').textContent.includes('no JSON')")
+    expect(page.locator("#try-output")).to_contain_text("no JSON")
     page.fill("#try-body", '{"inputs": []}')
     page.click("#try-form button[type=submit]")
-    page.wait_for_function("document.getElementById('try-status').textContent.startsWith('400')")
+    expect(page.locator("#try-status")).to_contain_text("400")
 
     page.click("nav >> text=My subscriptions")
     assert key not in page.content()
