@@ -14,6 +14,9 @@ from markupsafe import Markup
 from hub_config import language, names
 from hub_config.slice_cards import cards
 from kpaas_lab import i18n
+from kpaas_lab.market.identity import Person
+from kpaas_lab.market.rendering import Pages
+from kpaas_lab.market.services import from_environment as market_settings
 from kpaas_lab.slices import SliceCapacity, load_catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,6 +139,18 @@ def test_a_log_in_that_fails_says_why(name: str, says: str) -> None:
 def test_only_admins_see_admin() -> None:
     assert "/hub/admin" not in render("home.html")
     assert "/hub/admin" in render("home.html", parsed_scopes={"admin-ui": None})
+
+
+@pytest.mark.parametrize("admin", [False, True])
+def test_the_market_has_the_same_navigation(admin: bool, tmp_path: Path) -> None:
+    market = Pages(market_settings({"KPAAS_LAB_HOME": str(tmp_path)}))
+    base = market._environment.get_template("base.html")
+    theirs = base.render(person=Person("ann", admin=admin), here="/", back="/")
+    ours = render("home.html", parsed_scopes={"admin-ui": None} if admin else {})
+    links = re.compile(r'<a href="([^"]+)"[^>]*>(?:<span class="t" lang="en">)?([^<]+)<', re.DOTALL)
+    navigation = [links.findall(text[text.index("<nav") : text.index("</nav>")]) for text in (ours, theirs)]
+    assert len(navigation[0]) == 6 + admin
+    assert navigation[0] == navigation[1]
 
 
 def catalogue() -> list[SliceCapacity]:
