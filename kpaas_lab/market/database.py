@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def open_database(url: str, *, migrate: bool) -> Engine:
         if address.get_backend_name() == "sqlite":
             return _open_sqlite(address, migrate=migrate)
         return _open_postgresql(address, migrate=migrate)
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:  # its own where a cursor is used without SQLAlchemy
         raise _unreachable(address, error) from None
 
 

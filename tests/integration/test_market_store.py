@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -90,6 +92,19 @@ def test_many_open_an_empty_database_at_once(url: str) -> None:
     for process in started:
         _out, problem = process.communicate(timeout=60)
         assert process.returncode == 0, problem.decode()
+
+
+def test_a_database_that_another_program_holds_is_said_to_be_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kpaas_lab.market.database.BUSY_TIMEOUT", 0.1)
+    path = tmp_path / "market.sqlite"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(EngineUnavailableError, match="locked"):
+            open_database(f"sqlite:///{path}", migrate=True)
+        other.execute("ROLLBACK")
+    open_database(f"sqlite:///{path}", migrate=True).dispose()
 
 
 def test_search_knows_case_korean_and_wildcards(engine: Engine) -> None:
