@@ -9,6 +9,7 @@ import ctypes
 import os
 import resource
 import struct
+from collections.abc import Collection
 from typing import TypedDict
 
 from hub_config import seccomp
@@ -18,8 +19,14 @@ PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 4, 22, 2
 PR_SET_CHILD_SUBREAPER, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 36, 47, 4
 SECCOMP_MODE_FILTER = 2
 CAPABILITY_VERSION_3 = 0x20080522
-LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446
-LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET = 1
+LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
+LANDLOCK_CREATE_RULESET_VERSION, LANDLOCK_RULE_NET_PORT = 1, 2
+LANDLOCK_ACCESS_NET_BIND_TCP, LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET = 1, 1
+
+# Of learners' servers (`ports.py`): for nobody else to listen on. Landlock's rules name one port each, so what is allowed
+# ends with the last that the kernel itself would choose (ip(7)).
+RESERVED_PORTS = range(10000, 20000)
+LAST_PORT = 61000
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -36,6 +43,8 @@ class Limits(TypedDict):
         cpu_seconds: of one process; a runaway, not a long server, is meant.
         cpus: numbers of the processor cores it may run on.
         shared_memory_files: whether memfd_create works.
+        port: of the learner's server, the only reserved one that it may listen on; 0 for none.
+        closed_ports: others that it may not listen on.
     """
 
     memory: int
@@ -46,6 +55,8 @@ class Limits(TypedDict):
     cpu_seconds: int
     cpus: list[int]
     shared_memory_files: bool
+    port: int
+    closed_ports: list[int]
 
 
 def prctl(option: int, *arguments: int) -> int:
@@ -113,20 +124,54 @@ def drop_privileges(uid: int, gid: int, shared_memory_files: bool) -> None:
         raise PermissionError("privileges are still there")
 
 
-def scope_abstract_sockets() -> bool:
-    """Keep other sandboxes' abstract Unix sockets out of reach (Landlock).
+def landlock_version() -> int:
+    """What this kernel can: 4 and more has ports, 6 and more abstract sockets; below 1 it has none of it."""
+    version = libc.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), LANDLOCK_CREATE_RULESET_VERSION)
+    return int(version)
+
+
+def confine_sockets(own: int, closed: Collection[int]) -> bool:
+    """Keep others' abstract Unix sockets out of reach, and their TCP ports for them (Landlock).
+
+    A program that could listen on the port of a server that has just died would be shown its owner's cookies.
+
+    Args:
+        own: a reserved port that may be listened on; 0 for none.
+        closed: ports that may not, besides the reserved ones.
 
     Returns:
-        False before Linux 6.12, which can't.
+        False where the kernel can't: ports from Linux 6.7 on, abstract sockets from 6.12 on.
     """
-    attributes = ctypes.create_string_buffer(struct.pack("<QQQ", 0, 0, LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET), 24)
-    ruleset = libc.syscall(LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(24), ctypes.c_uint32(0))
+    version = landlock_version()
+    if version < 4:
+        return False
+    scoped = LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET if version >= 6 else 0
+    size = 24 if version >= 6 else 16
+    attributes = ctypes.create_string_buffer(struct.pack("<QQQ", 0, LANDLOCK_ACCESS_NET_BIND_TCP, scoped), 24)
+    ruleset = libc.syscall(LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(size), ctypes.c_uint32(0))
     if ruleset < 0:
         return False
     try:
+        rule = (ctypes.c_uint64 * 2)(LANDLOCK_ACCESS_NET_BIND_TCP, 0)
+        arguments = (LANDLOCK_ADD_RULE, ruleset, LANDLOCK_RULE_NET_PORT, rule, 0)
+        for rule[1] in allowed_ports(own, closed):
+            if libc.syscall(*arguments):
+                return False
         return int(libc.syscall(LANDLOCK_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))) == 0
     finally:
         os.close(ruleset)
+
+
+def allowed_ports(own: int, closed: Collection[int]) -> list[int]:
+    """Where a learner's programs may listen; 0 is any that the kernel chooses.
+
+    Example:
+        >>> ports = allowed_ports(12345, [8123])
+        >>> [port in ports for port in (0, 8080, 12345, 45000)], [port in ports for port in (22, 8123, 12346, 61500)]
+        ([True, True, True, True], [False, False, False, False])
+    """
+    free = (*range(1024, RESERVED_PORTS.start), *range(RESERVED_PORTS.stop, LAST_PORT))
+    return [0, *([own] if own else []), *(port for port in free if port not in closed)]
 
 
 def _effective_capabilities() -> int:

@@ -11,7 +11,7 @@ import socket
 import psutil
 
 LOOPBACK = "127.0.0.1"
-# Below the kernel's range for outgoing connections and apart from the platform's own.
+# Below the kernel's range for outgoing connections and apart from the platform's own; in confine.RESERVED_PORTS.
 CANDIDATES = range(10000, 20000)
 
 

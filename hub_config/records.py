@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -81,6 +82,23 @@ def poll(record: Record) -> int | None:
             child.wait(timeout=1)
             del _children[record.pid]
     return _exit_code(record.status)
+
+
+async def end(record: Record) -> None:
+    """Return when it has ended."""
+    try:
+        descriptor = os.pidfd_open(record.pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        if start_time(record.pid) == record.start_time:  # else the pid is another's by now
+            await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 def _exit_code(status: Path) -> int:

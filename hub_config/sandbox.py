@@ -51,6 +51,8 @@ class Sandbox:
         record: `<KPAAS_LAB_HOME>/run/sandboxes/<name>.json`.
         log: where the command's output goes.
         warm: a pool to fork the command from; None to exec it.
+        port: that the command listens on; 0 for none.
+        closed_ports: on which nothing in the sandbox may listen, besides others' of `confine.RESERVED_PORTS`.
         kernels: a pool to fork notebook kernels from (`kpaas_lab/kernels`); None to exec them.
     """
 
@@ -63,6 +65,8 @@ class Sandbox:
     log: Path
     warm: WarmPool | None = None
     kernels: WarmPool | None = None
+    port: int = 0
+    closed_ports: Sequence[int] = ()
     readable: Sequence[Path] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
@@ -101,6 +105,8 @@ def limits(profile: SliceProfile, name: str, cores: Sequence[int]) -> Limits:
         cpu_seconds=CPU_SECONDS,
         cpus=chosen,
         shared_memory_files=gpu,
+        port=0,
+        closed_ports=[],
     )
 
 
@@ -173,6 +179,7 @@ def _mode(sandbox: Sandbox) -> bubblewrap.Mode | None:
 
 def _limits_here(sandbox: Sandbox, mode: bubblewrap.Mode | None) -> Limits:
     here = limits(sandbox.profile, sandbox.name, sorted(os.sched_getaffinity(0)))
+    here["port"], here["closed_ports"] = sandbox.port, list(sandbox.closed_ports)
     if mode is None:
         here["processes"] = 0  # it would count all of this user's processes, the platform's, too
     return here

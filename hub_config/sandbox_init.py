@@ -220,7 +220,7 @@ def start(command: list[str], env: dict[str, str], workdir: str, output: int, li
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         confine.set_limits(limits)
-        confine.scope_abstract_sockets()
+        confine.confine_sockets(limits["port"], limits["closed_ports"])
         nothing = os.open("/dev/null", os.O_RDONLY)
         for source, target in ((nothing, 0), (output, 1), (output, 2)):
             os.dup2(source, target)

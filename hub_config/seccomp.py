@@ -70,13 +70,17 @@ CLONE, UNSHARE = (56, 220), (272, 97)
 NAMESPACES = 0x80 | 0x20000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 CSIGNAL = 0xFF  # clone keeps the exit signal in the low byte, so CLONE_NEWTIME means nothing there
 
+# TCP under other names, which Landlock's rules for ports don't see.
+SOCKET, AF_SMC, IPPROTO_SMC, IPPROTO_MPTCP = (41, 198), 43, 256, 262
+
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 X32 = 0x40000000
 
 # BPF opcodes and seccomp's answers.
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, ERRNO = 0x7FFF0000, 0x00050000
-NUMBER, ARCH, FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; both architectures are little-endian
+# Offsets in struct seccomp_data; both architectures are little-endian.
+NUMBER, ARCH, FIRST_ARGUMENT, THIRD_ARGUMENT = 0, 4, 16, 32
 
 
 def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
@@ -117,4 +121,13 @@ def program(machine: str | None = None, *, shared_memory_files: bool = False) ->
             deny,
         ]
         steps += [_step(RETURN, ALLOW)]
+    steps += [
+        _step(EQUAL, SOCKET[column], 0, 6),
+        _step(LOAD, FIRST_ARGUMENT),
+        _step(EQUAL, AF_SMC, 3, 0),
+        _step(LOAD, THIRD_ARGUMENT),
+        _step(EQUAL, IPPROTO_SMC, 1, 0),
+        _step(EQUAL, IPPROTO_MPTCP, 0, 1),
+        _step(RETURN, ERRNO | errno.EPROTONOSUPPORT),
+    ]
     return b"".join([*steps, _step(RETURN, ALLOW)])

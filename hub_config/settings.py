@@ -26,7 +26,7 @@ class HubSettings:
     Attributes:
         home: the state folder.
         public_url: the address people open, without a trailing slash.
-        ports: of hub, market, api and traefik_api, on loopback.
+        ports: of hub, market, api and traefik_api, on loopback, and the public one where it is told.
         secrets: the entries of secrets.json; never printed.
         slices_file: the catalogue.
         overcommit: how many times the machine's memory learners may be promised (KPAAS_LAB_OVERCOMMIT).
@@ -100,7 +100,7 @@ def _number(env: Mapping[str, str], name: str, default: float, *, least: float) 
 def _ports(text: str) -> dict[str, int]:
     try:
         ports = json.loads(text)
-        return {name: int(ports[name]) for name in PORTS}
+        return {name: int(ports[name]) for name in (*PORTS, *({"public"} & set(ports)))}
     except (ValueError, TypeError, KeyError) as error:
         raise SettingsError(
             _("KPAAS_LAB_PORTS has no port for {name}.").format(name=error),

@@ -57,6 +57,7 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
     machine = AnyTrait(Machine(memory_mib=4096), config=True, help="What is shared: a Machine.")
     sandbox_environment = AnyTrait({}, config=True, help="Variables that every sandbox gets.")
     readable = AnyTrait((), config=True, help="Files and folders that every sandbox may read.")
+    closed_ports = AnyTrait((), config=True, help="The platform's own ports: no sandbox may listen on them.")
     starts_at_once = Integer(2, config=True, help="Servers that start side by side; others wait their turn.")
     launch_timeout = Float(120, config=True, help="Seconds from a start's turn until the server answers.")
     grace = Float(10, config=True, help="Seconds a server has to stop by itself.")
@@ -65,6 +66,8 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
     holding: Holding | None = None
     stage = ""
     _starting = False
+    _watch: asyncio.Task[None] | None = None
+    _notice: asyncio.Task[int | None] | None = None
 
     # The choice
 
@@ -214,6 +217,8 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
             log=self._log_path,
             warm=self.warm,
             kernels=self.kernels,
+            port=self.port,
+            closed_ports=self.closed_ports,
             readable=(JUPYTER_CONFIG, *map(Path, self.readable)),
         )
 
@@ -236,6 +241,22 @@ class LocalSandboxSpawner(Spawner):  # type: ignore[misc]  # JupyterHub has no t
             raise EngineError(
                 _("Port {port} was taken by something else.").format(port=self.port), hint=_("Try again.")
             )
+
+    def start_polling(self) -> None:
+        """Also hear of the server's end at once: until the hub does, people are led to a port that nobody holds."""
+        super().start_polling()
+        if self.record is not None:
+            self._watch = asyncio.ensure_future(self._watch_end(self.record))
+
+    def stop_polling(self) -> None:
+        """Somebody else sees to the server's end now."""
+        super().stop_polling()
+        if self._watch is not None:
+            self._watch.cancel()
+
+    async def _watch_end(self, record: records.Record) -> None:
+        await records.end(record)
+        self._notice = asyncio.ensure_future(self.poll_and_notify())  # not in this task, which it would cancel
 
     async def poll(self) -> int | None:
         """None while it runs (or starts), else its exit status."""

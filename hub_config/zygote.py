@@ -80,7 +80,7 @@ def become_server(order: dict[str, Any], channel: int, output: int) -> list[str]
     os.closerange(4, os.sysconf("SC_OPEN_MAX"))
     limits: confine.Limits = order["limits"]
     confine.set_limits(limits)
-    confine.scope_abstract_sockets()
+    confine.confine_sockets(limits["port"], limits["closed_ports"])
     confine.drop_privileges(order["uid"], order["gid"], limits["shared_memory_files"])
     confine.prctl(confine.PR_SET_DUMPABLE, 1)  # as any process that was exec'ed; without it /proc/self is closed
     with socket.socket(fileno=3) as connection:

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from hub_config import bubblewrap, homes, records, sandbox
+from hub_config import bubblewrap, confine, homes, records, sandbox
 from kpaas_lab.errors import SettingsError
+from kpaas_lab.installation.ports import is_free
+from tests.fixtures.ports import free_port
 from tests.fixtures.sandboxes import PROFILE, Learner, installation
 from tests.waiting import until
 
@@ -186,12 +188,14 @@ def test_stopping_what_watches_the_sandbox(ann: Learner) -> None:
 
 
 def test_writing_outside_the_home(ann: Learner) -> None:
+    # A clone under /tmp lies in the sandbox's own /tmp, with what is shown of it mounted there.
+    root = [] if str(bubblewrap.ROOT).startswith("/tmp/") else [str(bubblewrap.ROOT)]
     printed = attack(
         ann,
         f"""
         import kpaas_lab
         paths = ["/", "/etc", "/usr", "/bin", "/home", "/root", "/dev", "/var", "/proc", "/sys"]
-        paths += [sys.prefix, "{bubblewrap.ROOT}", os.path.dirname(kpaas_lab.__file__)]
+        paths += [sys.prefix, os.path.dirname(kpaas_lab.__file__), *{root!r}]
         for path in paths:
             attempt(path, lambda: open(f"{{path}}/planted", "w"))
         attempt("passwd", lambda: open("/etc/passwd", "a"))
@@ -204,7 +208,8 @@ def test_writing_outside_the_home(ann: Learner) -> None:
         ),
     )
     assert "-> <" not in printed
-    assert printed.count("refused") == 13 + 1 + 4 + 1 + 1
+    assert printed.count("refused") == 12 + len(root) + 1 + 4 + 1 + 1
+    assert not (bubblewrap.ROOT / "planted").exists()
 
 
 def test_more_privileges(ann: Learner) -> None:
@@ -537,3 +542,40 @@ def test_secrets_in_the_list_of_processes(ann: Learner) -> None:
     listed = subprocess.run(["ps", "-e", "-ww", "-o", "args"], capture_output=True, text=True, check=True).stdout
     assert "TOKEN-OF-ANN" not in listed
     records.stop(record, 0.2)
+
+
+LISTEN = """
+import errno, socket
+SMC, MPTCP = 256, 262
+def listen(port, family=socket.AF_INET, protocol=0, address="127.0.0.1"):
+    try:
+        one = socket.socket(family, socket.SOCK_STREAM, protocol)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        one.bind((address, port))
+        one.listen()
+        return "listens"
+    except OSError as error:
+        return "refused" if error.errno in (errno.EACCES, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT) else str(error)
+"""
+
+
+@pytest.mark.skipif(confine.landlock_version() < 4, reason="Linux before 6.7 has no rules for ports")
+def test_listening_where_the_platform_or_another_learner_did(ann: Learner) -> None:
+    """A server that dies leaves its port; who listens there next would be shown what browsers send to it."""
+    closed = free_port()
+    own = next(port for port in range(19000, 20000) if is_free(port))
+    printed = ann.run(
+        LISTEN
+        + f"""
+others = [port for port in range(10000, 20000, 3) if port != {own}] + [{closed}, 80]
+print({{listen(port) for port in others}})
+print({{listen({closed}, socket.AF_INET, protocol) for protocol in (SMC, MPTCP)}})
+any6 = dict(family=socket.AF_INET6, address="::")
+print(listen({closed}, **any6), listen({closed}, protocol=MPTCP, **any6), listen({closed}, 43))
+print(listen({own}), listen(0))
+""",
+        port=own,
+        closed_ports=[closed],
+    )
+    assert printed.splitlines() == ["{'refused'}", "{'refused'}", "refused refused refused", "listens listens"]

@@ -4,12 +4,14 @@ import os
 import re
 import signal
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 
-from hub_config import ports, records
+from hub_config import confine, ports, records
 from tests.fixtures.hub import Hub, running_hub
 from tests.waiting import until
 
@@ -46,6 +48,11 @@ def test_servers_outlive_a_hub_that_is_killed(hub: Hub) -> None:
         found = records.load(hub.home / "run" / "sandboxes" / f"{person.name}.json")
         assert found == before[person.name]
     assert ann.run_cell("print(1)") == "1\n"
+    # And hears of an end at once, long before it polls.
+    assert before["bob"]
+    os.kill(before["bob"].pid, signal.SIGKILL)
+    bob.wait_stopped()
+    bob.start_server()
     # What they hold is held: the new hub counts them.
     page = hub.person("carl").client.get("/hub/spawn").text
     free, total = map(int, re.search(r"(\d+) of (\d+) free", page).groups())  # type: ignore[union-attr]
@@ -66,7 +73,9 @@ def test_a_hub_killed_while_a_server_starts_leaves_no_second_one(hub: Hub) -> No
     hub.kill("hub")
     hub.start("hub")
     hub.wait()
-    dora.start_server()
+    if not dora.api("GET", "users/dora").json()["servers"]:  # else it was up before the kill, and the hub has found it
+        dora.choose()
+    dora.wait_ready()
     dora.enter()
     second = records.load(path)
     assert first
@@ -88,6 +97,51 @@ def test_a_server_that_dies_is_noticed_and_can_be_started_again(hub: Hub) -> Non
     assert "Your server is not running" in page.text
     emil.start_server()
     emil.enter()
+
+
+@pytest.mark.skipif(confine.landlock_version() < 4, reason="Linux before 6.7 has no rules for ports")
+def test_a_dead_servers_port_is_nobody_elses(hub: Hub) -> None:
+    """Whoever listened there until the hub notices would be sent the browser of the server's owner, cookies and all."""
+    gina, mallory = hub.person("gina"), hub.person("mallory")
+    for person in (gina, mallory):
+        person.start_server()
+        person.enter()
+    port = gina.run_cell("import os; print(os.environ['JUPYTERHUB_SERVICE_URL'].split(':')[2].split('/')[0])").strip()
+    record = records.load(hub.home / "run" / "sandboxes" / "gina.json")
+    assert record
+    kernel = mallory.kernel()
+    with ThreadPoolExecutor(1) as beside:
+        begun = threading.Event()
+        told = beside.submit(kernel.run, STEAL.replace("PORT", port), 60, begun.set)
+        assert begun.wait(30)
+        os.kill(record.pid, signal.SIGKILL)
+        gina.wait_stopped()
+        assert "Your server is not running" in gina.client.get("/user/gina/lab").text
+        (hub.home / "learners" / "mallory" / "enough").touch()
+    assert told.result() == "trying\nrefused\n"
+    for place in (hub.ports["hub"], hub.ports["public"]):
+        assert mallory.run_cell(STEAL.replace("PORT", str(place))) == "trying\nrefused\n"
+
+
+# Ends with the file `enough`, or at once where it has got the port.
+STEAL = """
+import errno, os, socket, time
+print("trying", flush=True)
+deadline = time.monotonic() + 50
+said = set()
+while "listens" not in said and time.monotonic() < deadline:
+    with socket.socket() as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            thief.bind(("127.0.0.1", PORT)); thief.listen(); said.add("listens")
+        except PermissionError:
+            said.add("refused")
+        except OSError as error:
+            said.add(str(error))
+    if os.path.exists(os.path.expanduser("~/enough")):
+        break
+print(*sorted(said))
+"""
 
 
 def test_an_endpoint_comes_back_with_its_learners_server(hub: Hub) -> None:

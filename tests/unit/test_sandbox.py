@@ -130,7 +130,7 @@ def test_limits_follow_the_slice() -> None:
 def interpret(code: bytes, number: int, arch: int, argument: int) -> int:
     """Run a filter as the kernel would: what it answers for that call."""
     steps = [struct.unpack_from("<HBBI", code, at) for at in range(0, len(code), 8)]
-    data = struct.pack("<IIQQ", number, arch, 0, argument)
+    data = struct.pack("<IIQQQQ", number, arch, 0, argument, 0, 0)
     accumulator, at = 0, 0
     while True:
         operation, if_true, if_false, value = steps[at]
