@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page
+from playwright.sync_api import Error, Page
 
 from kpaas_lab.i18n import COOKIE, LANGUAGES
 
@@ -18,7 +18,7 @@ MOST_HEIGHT = 4000
 def shoot(page: Page, name: str) -> None:
     """This page as it is now, 1280 px wide."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=FOLDER / f"{name}.png")
+    _capture(page, FOLDER / f"{name}.png")
 
 
 def shoot_all(page: Page, name: str) -> None:
@@ -31,7 +31,7 @@ def shoot_all(page: Page, name: str) -> None:
             for width, size in ((1280, WIDE), (390, NARROW)):
                 page.set_viewport_size(size)
                 _check_no_sideways_scroll(page, name, width)
-                page.screenshot(path=FOLDER / f"{name}-{language}-{width}.png", full_page=True)
+                _capture(page, FOLDER / f"{name}-{language}-{width}.png", full_page=True)
     page.set_viewport_size(WIDE)
     page.reload()
     page.wait_for_load_state("load")
@@ -50,6 +50,19 @@ def speaking(page: Page, language: str) -> Iterator[None]:
         page.context.add_cookies(before)  # type: ignore[arg-type]
 
 
+def _capture(page: Page, path: Path, *, full_page: bool = False) -> None:
+    """Chromium says now and then that it can't, just after its window has changed its size."""
+    for attempt in range(3):
+        try:
+            page.screenshot(path=path, full_page=full_page)
+            return
+        except Error as error:
+            if attempt == 2 or "Unable to capture" not in error.message:
+                raise
+
+
 def _check_no_sideways_scroll(page: Page, name: str, width: int) -> None:
     wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 0, f"{name} at {width} px is {wide} px too wide"
+    cut = "[...document.querySelectorAll('.lab-table-box')].filter((box) => box.scrollWidth > box.clientWidth).length"
+    assert page.evaluate(cut) == 0, f"{name} at {width} px has a table that is cut"

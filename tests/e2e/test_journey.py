@@ -118,7 +118,19 @@ def _try_it(page: Page, listing: str) -> None:
 def _exhaust(url: str, key: str) -> httpx.Response:
     """Call with curl until the day's quota is used up; the refusal."""
     body = json.dumps({"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": [0.0] * 64}]})
-    command = ["curl", "-s", "-w", "%{http_code}", "-H", f"Authorization: Bearer {key}", "-d", body, url]
+    command = [
+        "curl",
+        "-s",
+        "--retry",
+        "5",
+        "-w",
+        "%{http_code}",
+        "-H",
+        f"Authorization: Bearer {key}",
+        "-d",
+        body,
+        url,
+    ]
     # The notebook may have used up this second's calls a moment ago.
     until(lambda: _printed(command).endswith("200"), 30, "answer to curl", log=lambda: _printed(command))
     with httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
