@@ -23,8 +23,8 @@ LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 4
 LANDLOCK_CREATE_RULESET_VERSION, LANDLOCK_RULE_NET_PORT = 1, 2
 LANDLOCK_ACCESS_NET_BIND_TCP, LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET = 1, 1
 
-# Of learners' servers (`ports.py`): for nobody else to listen on. Landlock's rules name one port each, so what is allowed
-# ends with the last that the kernel itself would choose (ip(7)).
+# Of learners' servers (`ports.py`): for nobody else to listen on. Landlock's rules name one port each, so what is
+# allowed ends with the last that the kernel itself would choose (ip(7)).
 RESERVED_PORTS = range(10000, 20000)
 LAST_PORT = 61000
 
