@@ -91,13 +91,13 @@ function tryIt(form) {
     const overhead = answer.headers.get("X-KPaaS-Overhead-Us");
     let shown = text;
     try {
-      shown = JSON.stringify(JSON.parse(text), null, 1).replace(/\n\s+(?=[-+\d.eE]+[,\n])/g, " ").replace(/\n\s+\]/g, " ]");
+      shown = JSON.stringify(JSON.parse(text), null, 1).replace(/\n\s+(?=[-+\d.eE]+[,\n])/g, " ").replace(/(?<=\d)\n\s+\]/g, " ]");
     } catch {
       /* not JSON: as it is */
     }
     show(`${answer.status} ${answer.statusText}`, answer.ok, shown.slice(0, 200000), {
       time,
-      overhead: overhead ? `${overhead} µs` : null,
+      overhead: overhead ? (overhead < 1000 ? `${overhead} µs` : `${(overhead / 1000).toPrecision(3)} ms`) : null,
       trace: answer.headers.get("X-Trace-Id"),
     });
   }
