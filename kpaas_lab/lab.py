@@ -127,8 +127,8 @@ class Lab:
             slice: name of a slice; None is the first CPU slice.
             replicas: processes that answer.
             example: an input that the model takes; modules and functions need one.
-            replace: an endpoint of this name, if there is one, changes over to this model without a gap; it stays on
-                its slice, with its replicas.
+            replace: an endpoint of this name, if there is one, changes over to this model without a gap; it keeps its
+                slice, replicas and options, and those given here are for a new one.
             **options: of `kpaas_lab.serving.serve`: max_batch, max_delay, max_bytes, wait.
 
         Raises:
