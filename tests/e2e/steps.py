@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
-from tests.e2e.shots import WIDE, shoot
+from tests.e2e.shots import NARROW, WIDE, shoot
 
 PAGE = 30_000  # ms, for a page
 SERVER = 90_000  # for a learner's server and its JupyterLab
+PHONE = (
+    "Mozilla/5.0 (Linux; Android 14; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Mobile Safari/537.36"
+)
 CELL = 240_000  # for a cell that trains
 
 
@@ -77,6 +82,7 @@ class Learner:
         within the first seconds: the kernel is idle, the cells show no number.
         """
         first = self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell .jp-InputPrompt").first
+        question = self.page.locator(".jp-Dialog .jp-mod-accept")  # which kernel, where it has lost it
         for attempt in range(3):
             self.page.get_by_role("menuitem", name=re.compile("^(Run|실행)$")).click()
             self.page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
@@ -86,6 +92,8 @@ class Learner:
             except AssertionError:
                 if attempt == 2:
                     raise
+                if question.count():
+                    question.click()
 
     def output(self, selector: str) -> Locator:
         """Something in the outputs of the notebook in front."""
@@ -96,12 +104,26 @@ class Learner:
         return self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-mod-error").all_inner_texts()
 
     def shoot_notebook(self, name: str) -> None:
-        """The whole notebook, wide and narrow."""
-        for width in (1280, 390):
-            self.page.set_viewport_size({"width": width, "height": 3600})
-            self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell").first.scroll_into_view_if_needed()
-            shoot(self.page, f"{name}-{width}")
+        """The whole notebook, and the same on a phone."""
+        self.page.set_viewport_size({"width": 1280, "height": 3600})
+        self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell").first.scroll_into_view_if_needed()
+        shoot(self.page, f"{name}-1280")
         self.page.set_viewport_size(WIDE)
+        with self.phone() as phone:
+            phone.goto(self.page.url, timeout=SERVER)
+            cell = phone.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell").first
+            expect(cell).to_be_visible(timeout=SERVER)
+            wide = "document.querySelector('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell').clientWidth > 250"
+            phone.wait_for_function(wide)
+            shoot(phone, f"{name}-390")
+
+    @contextmanager
+    def phone(self) -> Iterator[Page]:
+        """A page of a phone's browser where the same person is logged in."""
+        browser, state = self.context.browser, self.context.storage_state()
+        assert browser
+        with browser.new_context(viewport=NARROW, user_agent=PHONE, storage_state=state) as context:  # type: ignore[arg-type]
+            yield context.new_page()
 
     def stop_server(self) -> None:
         """As at the end of a class."""
