@@ -116,7 +116,8 @@ def test_a_dead_servers_port_is_nobody_elses(hub: Hub) -> None:
         assert begun.wait(30)
         os.kill(record.pid, signal.SIGKILL)
         gina.wait_stopped()
-        assert "Your server is not running" in gina.client.get("/user/gina/lab").text
+        # The proxy reads its new routes a moment after the hub wrote them.
+        until(lambda: "Your server is not running" in gina.client.get("/user/gina/lab").text, 20, "the hub's page")
         (hub.home / "learners" / "mallory" / "enough").touch()
     assert told.result() == "trying\nrefused\n"
     for place in (hub.ports["hub"], hub.ports["public"]):
