@@ -116,6 +116,7 @@ def in_sandbox(state: Path, hub_port: int, pool: WarmPool | None) -> Start:
                 record=state / "run" / "sandboxes" / f"{name}.json",
                 log=state / "log" / f"{name}.log",
                 warm=pool,
+                port=port,
                 readable=(JUPYTER_CONFIG,),
             )
         )
