@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from hub_config import confine, ports, records
-from tests.fixtures.hub import Hub, running_hub
+from tests.fixtures.hub import Hub, Person, running_hub
 from tests.waiting import until
 
 
@@ -85,6 +85,12 @@ def test_a_hub_killed_while_a_server_starts_leaves_no_second_one(hub: Hub) -> No
         assert records.poll(first) is not None
 
 
+def until_said_to_be_stopped(person: Person) -> None:
+    """The proxy reads its new routes a moment after the hub wrote them."""
+    page = f"/user/{person.name}/lab"
+    until(lambda: "Your server is not running" in person.client.get(page).text, 20, f"the hub's answer at {page}")
+
+
 def test_a_server_that_dies_is_noticed_and_can_be_started_again(hub: Hub) -> None:
     emil = hub.person("emil")
     emil.start_server()
@@ -93,8 +99,7 @@ def test_a_server_that_dies_is_noticed_and_can_be_started_again(hub: Hub) -> Non
     assert record
     os.kill(record.pid, signal.SIGKILL)
     emil.wait_stopped()
-    page = emil.client.get("/user/emil/lab")
-    assert "Your server is not running" in page.text
+    until_said_to_be_stopped(emil)
     emil.start_server()
     emil.enter()
 
@@ -116,8 +121,7 @@ def test_a_dead_servers_port_is_nobody_elses(hub: Hub) -> None:
         assert begun.wait(30)
         os.kill(record.pid, signal.SIGKILL)
         gina.wait_stopped()
-        # The proxy reads its new routes a moment after the hub wrote them.
-        until(lambda: "Your server is not running" in gina.client.get("/user/gina/lab").text, 20, "the hub's page")
+        until_said_to_be_stopped(gina)
         (hub.home / "learners" / "mallory" / "enough").touch()
     assert told.result() == "trying\nrefused\n"
     for place in (hub.ports["hub"], hub.ports["public"]):
